@@ -32,7 +32,7 @@ def train(
         ```
 
     Args:
-        data: A folder of ``<class>/<image>`` files, a published archive, or the name of a data set such as ``digits``.
+        data: A folder of ``<label>/<image>`` files, a published archive, or the name of a data set such as ``digits``.
         out: Run folder; new or empty, unless the training is resumed.
         callbacks: Functions to call with the progress. By default, lines and progress bars are shown.
         **options: The options of ``evalmode train``: fields of ``training.options.TrainOptions``.

@@ -35,12 +35,14 @@ def fit_candidates(data: str, out: Path, options: TrainOptions, callbacks: Callb
 
     Raises:
         EvalmodeError: See ``fit``.
-        RunError: There are several processes.
+        RunError: There are several processes, or the folder holds a run that compares nothing.
     """
     if dist.is_torchelastic_launched():
         raise RunError("--compare trains in one process: start it without torchrun, or train each --network by itself")
     if not options.resume:
         claim_folder(out)
+    elif (out / "run.json").exists():
+        raise RunError(f"{out} holds a training of one network: resume it without --compare")
     half = None if options.minutes is None else options.minutes / 2
     each = replace(options, compare=False, minutes=half)
     runs = [

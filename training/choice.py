@@ -47,17 +47,17 @@ def choose_network(options: TrainOptions, survey: Survey) -> Choice:
         network = PHOTO_NETWORK if survey.are_photos else THUMBNAIL_NETWORK
         reason = _explain(survey)
     suited = get_architecture(network).describe_input(network)
-    size = options.image_size or (suited.size if survey.are_files else None)
+    size = options.image_size or (suited.size if survey.shorter_side else None)
     return Choice(network, size, suited.resize, reason)
 
 
 def _explain(survey: Survey) -> str:
+    if survey.shorter_side is None:
+        return "for arrays, which are not resized"
     side = f"the median shorter side is {survey.shorter_side} pixels"
     if survey.are_photos:
         return (
             f"for photos: {side}, and from 96 on a pretrained network is chosen; --network {THUMBNAIL_NETWORK} trains "
             "one from scratch"
         )
-    if survey.are_files:
-        return f"for small images: {side}; --network {PHOTO_NETWORK} uses a pretrained one"
-    return f"for arrays: {side}"
+    return f"for small images: {side}; --network {PHOTO_NETWORK} uses a pretrained one"

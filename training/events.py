@@ -28,8 +28,8 @@ def train_with_events(
     network: nn.Module,
     train_split: Split,
     val_split: Split,
-    execution: Execution,
     callbacks: Callbacks,
+    execution: Execution,
 ) -> Epoch:
     """Train a network as ``train`` does, with events for TensorBoard; Ctrl-C takes effect between two steps.
 
@@ -38,8 +38,8 @@ def train_with_events(
         network: The network, on the device to train on.
         train_split: The training images.
         val_split: The validation images, which choose the best epoch.
-        execution: How to run the training.
         callbacks: ``on_step``, ``on_epoch`` and ``on_warning`` are called.
+        execution: How to run the training.
 
     Returns:
         The figures of the epoch whose weights the run keeps.
@@ -64,8 +64,8 @@ def train_with_events(
                 for name in EVENTS:
                     events.add_scalar(name, getattr(epoch, name), epoch.epoch)
 
-        heard = replace(callbacks, on_step=on_step, on_epoch=on_epoch)
-        return train(run, network, train_split, val_split, heard, execution)
+        wrapped = replace(callbacks, on_step=on_step, on_epoch=on_epoch)
+        return train(run, network, train_split, val_split, wrapped, execution)
 
 
 def _open_events(folder: Path, callbacks: Callbacks) -> AbstractContextManager[SummaryWriter | None]:

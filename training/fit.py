@@ -29,7 +29,7 @@ from training.outcome import read_outcome
 from training.plan import Plan, describe_plan, plan_recipe
 from training.ranks import Ranks, check_ranks, join_ranks
 from training.recipe import Recipe, choose_recipe
-from training.run import BEST, EXACT, REPORT, Run, claim_folder
+from training.run import BEST, EXACT, REPORT, Run, prepare_folder
 from training.run_config import RunConfig
 from training.scratch import fit_from_scratch
 from training.stages import NONE, complete_recipe
@@ -56,10 +56,10 @@ def fit(data: str, out: Path, options: TrainOptions, callbacks: Callbacks) -> Ru
     started = time.perf_counter()
     device = choose_device(options.device)
     with keep_memory(), join_ranks(device) as ranks:
-        if not ranks.is_first:
+        if ranks.is_first:
+            prepare_folder(out, options.resume)
+        else:
             callbacks = SILENT
-        elif not options.resume:
-            claim_folder(out)
         read = ReadOptions(skip_unreadable=options.skip_unreadable, limits=options.limits, labels=options.labels)
         choice = choose_network(options, survey_data(data, read))
         read = replace(read, image_size=choice.image_size, resize=choice.resize)

@@ -14,13 +14,16 @@ class TrainingStopped(KeyboardInterrupt):
 
 @contextmanager
 def delay_interrupts() -> Iterator[Callable[[], None]]:
-    """Delay Ctrl-C until the next call of a function; a second Ctrl-C takes effect at once.
+    """Delay Ctrl-C until the next call of a function, or the end of the block; a second Ctrl-C takes effect at once.
 
     A KeyboardInterrupt while an event file is written can leave a lock held, for which closing the file would wait.
     Signals are handled in the main thread; in any other thread nothing is changed.
 
     Yields:
         A function that raises KeyboardInterrupt if Ctrl-C was pressed.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed after the last call.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -39,5 +42,6 @@ def delay_interrupts() -> Iterator[Callable[[], None]]:
     before = signal.signal(signal.SIGINT, note)
     try:
         yield check
+        check()
     finally:
         signal.signal(signal.SIGINT, before)

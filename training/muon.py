@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of x, x^3 and x^5: they increase small singular values fastest
+EPS = 1e-7  # of norms: weights and gradients may be all 0
 ITERATIONS = 3  # then the singular values of random matrices are within about 0.7 to 1.1
 
 
@@ -36,12 +37,14 @@ class Muon(Optimizer):
         """Update the weights with their gradients."""
         for group in self.param_groups:
             for weights in group["params"]:
+                if weights.grad is None:
+                    continue
                 state = self.state[weights]
                 if not state:
                     state["momentum"] = torch.zeros_like(weights)
                 velocity = state["momentum"].mul_(group["momentum"]).add_(weights.grad)
                 direction = orthogonalise(weights.grad.add(velocity, alpha=group["momentum"]).flatten(1))
-                weights.mul_(len(weights) ** 0.5 / weights.norm())
+                weights.mul_(len(weights) ** 0.5 / weights.norm().clamp(min=EPS))
                 weights.add_(direction.view_as(weights), alpha=-group["lr"])
 
 
@@ -58,7 +61,7 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     """
     a, b, c = NEWTON_SCHULZ
     wide: Tensor = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x: Tensor = wide / (wide.norm() + 1e-7)
+    x: Tensor = wide / (wide.norm() + EPS)
     for _ in range(ITERATIONS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x

@@ -38,8 +38,11 @@ def make_optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Opti
     else:
         convolutions = [weights for weights in learned if weights.ndim == 4]
         others = [weights for weights in learned if weights.ndim != 4]
-        sgd = torch.optim.SGD(others, SGD_RATE * rate, MOMENTUM, nesterov=True, weight_decay=decay)
-        optimizers = [Muon(convolutions, rate, MUON_MOMENTUM), sgd]
+        optimizers = []
+        if convolutions:
+            optimizers.append(Muon(convolutions, rate, MUON_MOMENTUM))
+        if others:
+            optimizers.append(torch.optim.SGD(others, SGD_RATE * rate, MOMENTUM, nesterov=True, weight_decay=decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

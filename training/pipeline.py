@@ -27,7 +27,7 @@ def train(
     """Train a classifier on labelled images, and write the run into a folder.
 
     Args:
-        data: A folder of <class>/<image> files, a published archive, or the name of a data set such as ``digits``.
+        data: A folder of <label>/<image> files, a published archive, or the name of a data set such as ``digits``.
         out: Run folder; new or empty, unless the training is resumed.
         options: How to train.
         callbacks: Functions to call with the progress.

@@ -63,7 +63,7 @@ def plan_recipe(recipe: Recipe, network: nn.Module, dataset: Dataset, seconds: f
         return Plan(replace(recipe, epochs=max(1, min(recipe.epochs, epochs))), epochs >= 1)
     image_s, epoch_s = _measure_stages(recipe, network, dataset, steps)
     others = 2 * (len(dataset.val) + len(dataset.test))  # before and after fine-tuning
-    for views, epochs in PLANS:
+    for views, epochs in ((recipe.views, recipe.epochs), *PLANS):
         views, epochs = min(views, recipe.views), min(epochs, recipe.epochs)
         fits = (views * len(dataset.train) + others) * image_s + epochs * epoch_s <= available
         if fits:
@@ -142,5 +142,7 @@ def _time(run: Callable[[], object]) -> float:
     for _ in range(MEASURED):
         started = time.perf_counter()
         run()
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()  # a call returns before the GPU has done its work
         found.append(time.perf_counter() - started)
     return min(found)

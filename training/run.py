@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from evalmode.errors import UsageError
 from evalmode.files import write_atomically
 from training.errors import RunError
 from training.networks import check_network, explain, explain_errors
@@ -134,7 +135,7 @@ class Run:
             if facts.pop("format_version") != FORMAT_VERSION:
                 raise RunError(f"{folder} was written by another version of evalmode: train again")
             return cls(folder, RunConfig.parse(facts))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
             raise RunError(f"{folder} holds no run: {error}") from error
 
     def save_weights(self, network: nn.Module, which: str = BEST) -> None:
@@ -278,6 +279,22 @@ def _follow_choice(folder: Path) -> Path:
         return folder / str(json.loads(path.read_text("utf-8"))["network"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
+
+
+def prepare_folder(folder: Path, resume: bool) -> None:
+    """Check the folder of a single training, before the data are loaded.
+
+    Args:
+        folder: Path of the run folder.
+        resume: Whether a training is continued; otherwise see ``claim_folder``.
+
+    Raises:
+        RunError: The folder holds the runs of several networks, or cannot be claimed.
+    """
+    if not resume:
+        claim_folder(folder)
+    elif not (folder / "run.json").exists() and any(folder.glob("*/run.json")):
+        raise RunError(f"{folder} holds the trainings of --compare: give --compare, too, to resume them")
 
 
 def claim_folder(folder: Path) -> None:

@@ -89,7 +89,7 @@ class RunConfig:
             facts: The values of ``dataclasses.asdict``, with lists for tuples.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError: They are not those of a description.
+            KeyError, TypeError, ValueError, AttributeError, UsageError: They are not those of a description.
         """
         tuples = {name: facts[name] and tuple(facts[name]) for name in ("labels", "shape", "image_size")}
         height, width, channels = map(int, facts["shape"])

@@ -38,7 +38,7 @@ def fit_from_scratch(
         TrainingDiverged: A loss or a gradient is NaN or infinite.
     """
     ranks = execution.ranks
-    best = train_with_events(run, network, dataset.train, dataset.val, execution, callbacks)
+    best = train_with_events(run, network, dataset.train, dataset.val, callbacks, execution)
     network.cpu()  # where float32 is exact; CUDA may round to TF32
     if ranks.is_first:
         run.load_weights(network)

@@ -136,7 +136,7 @@ class _StagedTraining:
         network.freeze(frozen)
         with network.start_at(frozen):
             execution = replace(self._execution, initial=head)
-            best = train_with_events(self._run, network, *cache.open_maps(), execution, self._callbacks)
+            best = train_with_events(self._run, network, *cache.open_maps(), self._callbacks, execution)
         kept = f"best epoch {best.epoch}" if best.epoch else "not kept, since no epoch was better than the head alone"
         text = f"the last {count} of {len(network.stages)} stages; {count_views(self._recipe.views)}; {kept}"
         self._finish_stage("fine-tune", started, text, best.val_accuracy)

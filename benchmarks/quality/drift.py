@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality.drift IMAGES --out FILE [--draws 20]
 
-IMAGES contains train/<class>/* and test/<class>/*. Each draw sends 200 test images to a real server, unchanged or
+IMAGES contains train/<label>/* and test/<label>/*. Each draw sends 200 test images to a real server, unchanged or
 changed in one way, and reads /metrics.
 """
 

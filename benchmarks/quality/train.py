@@ -3,7 +3,7 @@
     python -m benchmarks.quality.train DATA --keras-python KERAS/bin/python --seeds 3 --out FILE
     python -m benchmarks.quality.train --from FILE       prints the table and the plot again
 
-DATA is a folder of train/<class>/* and test/<class>/*, RGB images of one size. Every contestant of a seed learns from
+DATA is a folder of train/<label>/* and test/<label>/*, RGB images of one size. Every contestant of a seed learns from
 the same images. Its seconds run from the start of its first process to the artifact on disk, including decoding,
 without the report. Its memory is the peak of its largest process. Seeds are interleaved. An interrupted benchmark
 continues when the same command is run again. The Keras environment: benchmarks/peers/keras/requirements.txt.

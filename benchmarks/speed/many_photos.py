@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed.many_photos PHOTOS [--images N] [--image-size HxW] [--train OPTIONS] [--out FILE]
 
-PHOTOS is a folder of <class>/<photo>.jpg. Its photos are multiplied by changes of one value in their quantization
+PHOTOS is a folder of <label>/<photo>.jpg. Its photos are multiplied by changes of one value in their quantization
 table: every copy decodes to other pixels, and no photo has to be encoded again. They are written to a temporary folder,
 which needs N times the size of a photo, and the pixels to a file there. With --train, ``evalmode train`` is then run
 on them in a process of its own, with its options in one word: ``--train '--minutes 8'``. Exit 1 if more than 3 GB were
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def multiply(source: Path, folder: Path, count: int) -> None:
-    """Write ``count`` photos, all of other pixels, into the same class folders."""
+    """Write ``count`` photos, all of other pixels, into the same folders of labels."""
     paths = sorted(source.glob("*/*.jpg"))
     for number, path in zip(range(count), itertools.cycle(paths), strict=False):
         content = bytearray(path.read_bytes())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from evalmode.artifact.sealing import digest_file
 from evalmode.bench import load, usage
 from evalmode.bench.raw import Raw, measure_raw
 from evalmode.client import Client
@@ -88,8 +88,12 @@ def measure_server(address: str, options: BenchOptions) -> BenchResult:
     contract = PixelContract(model.pixels.height, model.pixels.width, model.pixels.channels)
     raw = None
     if options.file:
-        _check_same(options.file, model.digest)
-        raw = measure_raw(options.file.read_bytes(), contract, count_cpus(), RAW_S)[0]
+        artifact = options.file.read_bytes()
+        if (digest := digest_file(artifact)) != model.digest:
+            raise UsageError(
+                f"{options.file} is {digest}, the server answers with {model.digest}: give the file that is served"
+            )
+        raw = measure_raw(artifact, contract, count_cpus(), RAW_S)[0]
     request = _make_request(options.image, contract, model.model)
     rows = [_measure(address, name, run, raw) for name, run in _list_loads(address, request, options).items()]
     return BenchResult(address, f"{model.model}/{model.version}", len(request), raw, rows)
@@ -119,12 +123,6 @@ def _measure(address: str, name: str, run: Callable[[], load.Measured], raw: Raw
         row["server_memory_bytes"] = usage.resident_bytes(server)
     row["of_raw"] = round(measured.rate / raw.rate, 3) if raw else None
     return row
-
-
-def _check_same(file: Path, digest: str) -> None:
-    actual = "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()
-    if actual != digest:
-        raise UsageError(f"{file} is {actual}, the server answers with {digest}: give the file that is served")
 
 
 def _make_request(image: Path | None, contract: PixelContract, model: str) -> bytes:

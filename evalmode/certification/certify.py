@@ -102,9 +102,9 @@ def _run_optional(run: Run, golden: Tensors, names: tuple[str, ...]) -> Tensors:
     """The optional outputs of the first golden images, as many as are small enough to record."""
     if not names:
         return {}
-    rows = [run({name: array[row : row + 1] for name, array in golden.items()}) for row in range(MAX_MAPS)]
-    size = sum(rows[0][name].nbytes for name in names)
-    kept = rows[: min(MAP_BYTES // size, len(golden[INPUT]))]
+    count = min(MAX_MAPS, len(golden[INPUT]))
+    rows = [run({name: array[row : row + 1] for name, array in golden.items()}) for row in range(count)]
+    kept = rows[: MAP_BYTES // sum(rows[0][name].nbytes for name in names)]
     return {name: np.concatenate([row[name] for row in kept]) for name in names if kept}
 
 

@@ -80,6 +80,21 @@ class Comparison:
     digests: tuple[str, str]
 
     @property
+    def gained(self) -> int:
+        """The number of images that only the new model classifies correctly."""
+        return sum(label.gained for label in self.labels)
+
+    @property
+    def lost(self) -> int:
+        """The number of images that only the old model classifies correctly."""
+        return sum(label.lost for label in self.labels)
+
+    @property
+    def labels_by_loss(self) -> list[LabelChange]:
+        """The labels, the one that loses most first."""
+        return sorted(self.labels, key=lambda label: (label.gained - label.lost, -label.lost))
+
+    @property
     def share_changed(self) -> float:
         """The share of images whose predicted label changes, in 0..1."""
         return len(self.changed) / self.images
@@ -87,7 +102,7 @@ class Comparison:
     @property
     def accuracy_drop(self) -> float:
         """How far the accuracy falls, in -1..1: 0.05 from 0.95 to 0.90, and below 0 if the new model is better."""
-        return sum(label.lost - label.gained for label in self.labels) / self.images
+        return (self.lost - self.gained) / self.images
 
 
 def compare(
@@ -121,7 +136,9 @@ def compare(
     if set(labels) != set(other_labels):
         only = sorted(set(labels) ^ set(other_labels))
         raise UsageError(f"the models have different labels and cannot be compared: {', '.join(only[:5])}")
-    seen = [read_labelled(Path(images), labels, model.manifest.pixels, limits) for model in models]
+    contracts = [model.manifest.pixels for model in models]
+    read = {contract: read_labelled(Path(images), labels, contract, limits) for contract in dict.fromkeys(contracts)}
+    seen = [read[contract] for contract in contracts]
     predicted = [_predict(model, found) for model, found in zip(models, seen, strict=True)]
     own = np.array(labels)[seen[0].targets]
     right = [answers == own for answers in predicted]

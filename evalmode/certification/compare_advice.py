@@ -28,17 +28,8 @@ def list_advice(comparison: Comparison) -> list[Advice]:
     return advice
 
 
-def count_changes(comparison: Comparison) -> tuple[int, int]:
-    """Count the images that only the new model classifies correctly, and those that only the old one does.
-
-    Args:
-        comparison: What changes if the new model replaces the old one.
-    """
-    return sum(label.gained for label in comparison.labels), sum(label.lost for label in comparison.labels)
-
-
 def _judge(comparison: Comparison) -> Advice:
-    gained, lost = count_changes(comparison)
+    gained, lost = comparison.gained, comparison.lost
     figures = f"{count(gained, 'image')} gained, {lost:,} lost"
     if not gained and not lost:
         return Advice("Both models classify the same images correctly.", "Either can be served.", "labels")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from evalmode.artifact.repository import ARTIFACT_FILE, NAME, VERSION
 from evalmode.certification.compare import Changed, Comparison
-from evalmode.certification.compare_advice import count_changes, list_advice
+from evalmode.certification.compare_advice import list_advice
 from evalmode.certification.design.rendering import embed, render_page
 from evalmode.certification.design.steps import Command, quote_path
 from evalmode.files import write_atomically
@@ -58,16 +58,15 @@ def write_page(path: Path, comparison: Comparison, compared: Compared) -> None:
     Raises:
         OSError: The file cannot be written, or an image cannot be read.
     """
-    gained, lost = count_changes(comparison)
     facts = {
         "comparison": comparison,
         "compared": compared,
         "old": name_artifact(compared.old),
         "new": name_artifact(compared.new),
         "now": datetime.now(UTC),
-        "gained": gained,
-        "lost": lost,
-        "labels": sorted(comparison.labels, key=lambda label: (label.gained - label.lost, -label.lost)),
+        "gained": comparison.gained,
+        "lost": comparison.lost,
+        "labels": comparison.labels_by_loss,
         "groups": _show_groups(comparison.changed),
         "advice": list_advice(comparison),
         "to_type": _list_commands(compared),

@@ -146,15 +146,14 @@ def _list_exceeded(comparison: Comparison, chosen: CompareOptions) -> list[str]:
 
 def _describe(comparison: Comparison) -> str:
     old, new = comparison.accuracies
-    gained, lost = (sum(getattr(label, name) for label in comparison.labels) for name in ("gained", "lost"))
     lines = [
         f"labels    {len(comparison.changed)} of {comparison.images} change ({comparison.share_changed:.2%})",
-        f"accuracy  {old:.4f} -> {new:.4f}: {gained} images gained, {lost} lost, McNemar's p {comparison.p:.3g}",
+        f"accuracy  {old:.4f} -> {new:.4f}: {comparison.gained} images gained, {comparison.lost} lost, "
+        f"McNemar's p {comparison.p:.3g}",
         f"latency   {comparison.latency_ratio:.2f} times that of the old model, for a single image",
     ]
     table = Table("label", "images", "gained", "lost", box=None, pad_edge=False)
-    uneven = sorted(comparison.labels, key=lambda label: (label.gained - label.lost, -label.lost))
-    for label in [label for label in uneven if label.gained or label.lost][:MAX_ROWS]:
+    for label in [label for label in comparison.labels_by_loss if label.gained or label.lost][:MAX_ROWS]:
         table.add_row(label.label, str(label.images), str(label.gained), str(label.lost))
     if table.row_count:
         console = Console(highlight=False, markup=False, emoji=False)

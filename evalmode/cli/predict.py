@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,7 +104,9 @@ def predict(paths: tuple[str, ...], **options: Any) -> None:
     places = place_heatmaps(chosen.heatmap, [(source.path, source.root) for source in images]) if chosen.heatmap else {}
     with _open_predictor(chosen, places) as (predict_one, labels):
         limits = chosen.limits if chosen.file else OWN_IMAGES
-        answers, failures = _predict_all(images, predict_one, chosen.max_image_bytes or limits.max_image_bytes)
+        answers, failures, stopped = _predict_all(images, predict_one, chosen.max_image_bytes or limits.max_image_bytes)
+    if stopped and not answers:
+        raise stopped
     if chosen.as_json:
         print_json(answers)
     elif chosen.as_csv:
@@ -116,6 +119,8 @@ def predict(paths: tuple[str, ...], **options: Any) -> None:
     print_accuracy(answers, labels)
     for failure in failures:
         click.echo(f"evalmode: {failure}", err=True)
+    if stopped:
+        raise EvalmodeError(f"{stopped}; {len(images) - len(answers)} of {len(images)} images were not classified")
     if failures:
         raise UsageError(f"{len(failures)} of {len(images)} images were not classified")
 
@@ -156,7 +161,18 @@ def _open_predictor(
     name, version = options.model, options.version
     with Client(options.address, options.timeout, token=token, **tls) as client:
         labels = _list_labels(client, name, version)
-        yield lambda image, path: client.predict(image, model=name, version=version, top_k=top_k), labels
+
+        def predict_there(image: bytes, path: Path) -> Prediction:
+            until = time.monotonic() + options.timeout
+            while True:
+                try:
+                    return client.predict(image, model=name, version=version, top_k=top_k)
+                except CallFailed as error:  # a server that is busy says when to ask again
+                    if not error.retry_s or time.monotonic() + error.retry_s > until:
+                        raise
+                    time.sleep(error.retry_s)
+
+        yield predict_there, labels
 
 
 def _list_labels(client: Client, name: str, version: str) -> tuple[str, ...]:
@@ -173,11 +189,13 @@ def _list_labels(client: Client, name: str, version: str) -> tuple[str, ...]:
         raise EvalmodeError(f"{error} ({OPTIONS_OF[error.reason]})") from error
 
 
-def _predict_all(images: list[Source], predict_one: Predict, max_bytes: int) -> tuple[list[Answer], list[str]]:
-    """Classify every image, and continue after failures.
+def _predict_all(
+    images: list[Source], predict_one: Predict, max_bytes: int
+) -> tuple[list[Answer], list[str], EvalmodeError | None]:
+    """Classify every image, and continue after failures that concern one image alone.
 
     Returns:
-        The predictions, and a line for each image that could not be classified.
+        The predictions, a line for each image that could not be classified, and the error that all others would have.
     """
     answers: list[Answer] = []
     failures: list[str] = []
@@ -186,8 +204,13 @@ def _predict_all(images: list[Source], predict_one: Predict, max_bytes: int) -> 
         try:
             answers.append((source, predict_one(read_image(source.path, max_bytes), source.path)))
         except (ImageError, CallFailed, OSError) as error:
-            if isinstance(error, CallFailed) and error.code != "INVALID_ARGUMENT":
-                raise EvalmodeError(f"{source.path}: {error}") from error
+            if isinstance(error, CallFailed) and not _concerns_image(error):
+                return answers, failures, EvalmodeError(f"{source.path}: {error}")
             why = error.strerror if isinstance(error, OSError) else error
             failures.append(f"{source.path}: {why}")
-    return answers, failures
+    return answers, failures, None
+
+
+def _concerns_image(error: CallFailed) -> bool:
+    """Whether a server refused an image for what it is, such as its size, and may answer the next one."""
+    return error.code == "INVALID_ARGUMENT" or (error.code == "RESOURCE_EXHAUSTED" and not error.retry)

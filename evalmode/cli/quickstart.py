@@ -17,6 +17,7 @@ import click
 from evalmode.cli.paths import ExistingPath
 from evalmode.display import open_console
 from evalmode.errors import UsageError
+from evalmode.images.formats import SERVED_FORMATS, list_suffixes
 from training.errors import CommandKilled
 from training.torch_runtime import import_torch
 
@@ -164,7 +165,10 @@ def _print(lines: str, style: str | None = None) -> None:
 
 
 def _copy_test_images(run: Path, folder: Path) -> list[Path]:
-    """Copy the test images of a run into folders named by their labels; pixels without a file become PNG files."""
+    """Copy the test images of a run into folders named by their labels.
+
+    Pixels without a file, or with one of a format that a server does not decode, become PNG files.
+    """
     from PIL import Image
 
     from training.callbacks import SILENT
@@ -174,10 +178,11 @@ def _copy_test_images(run: Path, folder: Path) -> list[Path]:
     dataset = reload_data(Run.open(run), None, None, SILENT)
     copies = []
     for index, target in enumerate(dataset.test.targets):
-        source = dataset.test.paths[index] if dataset.test.paths else Path("image.png")
-        copies.append(folder / dataset.labels[target] / f"{index:04d}{source.suffix}")
+        source = dataset.test.paths[index] if dataset.test.paths else Path()
+        is_served = source.suffix.lower() in list_suffixes(SERVED_FORMATS)
+        copies.append(folder / dataset.labels[target] / f"{index:04d}{source.suffix if is_served else '.png'}")
         copies[-1].parent.mkdir(parents=True, exist_ok=True)
-        if dataset.test.paths:
+        if is_served:
             shutil.copyfile(source, copies[-1])
         else:
             Image.fromarray(dataset.test.images[index].squeeze()).save(copies[-1])

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def train(data: str, out: Path, output: Output, **options: Any) -> None:
     """Train a classifier on DATA.
 
-    DATA is a folder of <class>/<image> files, an .npz, a CIFAR-10 archive or a folder of IDX files as published, or the
+    DATA is a folder of <label>/<image> files, an .npz, a CIFAR-10 archive or a folder of IDX files as published, or the
     name of a data set such as digits, mnist, fashion-mnist or cifar10.
 
     In several processes: torchrun --nproc-per-node N -m evalmode train DATA ..., with the same options.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evalmode.errors import UsageError
+from evalmode.images.headers import MAX_SIDE
 from evalmode.images.resizing import INTERPOLATIONS, MIN_CROP_RATIO, Colour, Size, find_resized_size, plan_letterbox
 from evalmode.images.sampling import SAMPLED
 
@@ -121,8 +122,8 @@ class PixelContract:
     """The pixels that a network takes: uint8 (height, width, channels), and how images become such pixels.
 
     Attributes:
-        height: Rows.
-        width: Columns.
+        height: Rows, 1 to ``MAX_SIDE``.
+        width: Columns, 1 to ``MAX_SIDE``.
         channels: 3 (colours) or 1 (grey).
         resize: How an image of another size is brought to this one.
         channel_order: RGB or BGR, with 3 channels; always grey with 1.
@@ -131,7 +132,7 @@ class PixelContract:
             Pillow does.
 
     Raises:
-        UsageError: The channel order or the background is not one of these.
+        UsageError: A side, the number of channels, their order or the background is not one of these.
     """
 
     height: int
@@ -143,6 +144,11 @@ class PixelContract:
     background: Colour | None = (255, 255, 255)
 
     def __post_init__(self) -> None:
+        for name, side in (("height", self.height), ("width", self.width)):
+            if not (isinstance(side, int) and 1 <= side <= MAX_SIDE):
+                raise UsageError(f"{name} {side!r} is not a number of pixels: expected 1 to {MAX_SIDE:,}")
+        if self.channels not in CHANNEL_ORDERS:
+            raise UsageError(f"channels {self.channels!r}: expected 3 (colours) or 1 (grey)")
         if self.channels == 1:
             object.__setattr__(self, "channel_order", "grey")
         else:

@@ -143,19 +143,17 @@ def _parse_csv(text: str, path: Path) -> list[tuple[int, list[Any]]]:
 
 
 def _parse_jsonl(text: str, path: Path) -> list[tuple[int, list[Any]]]:
-    """Return the names of the first object, then the values of every object in that order."""
-    lines: list[tuple[int, list[Any]]] = []
+    """Return the names that any object has, then the values of every object in that order."""
+    objects: list[tuple[int, dict[str, Any]]] = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            facts = json.loads(line)
-            if not lines:
-                lines.append((number, list(facts.keys())))
-            lines.append((number, [facts.get(name) for name in lines[0][1]]))
+            objects.append((number, dict(json.loads(line).items())))
         except (ValueError, AttributeError, RecursionError) as error:
             raise DataError(f"{path}, line {number} is not a JSON object") from error
-    return lines
+    names = list(dict.fromkeys(name for _, facts in objects for name in facts))
+    return [(1, names), *((number, [facts.get(name) for name in names]) for number, facts in objects)]
 
 
 def _simplify(name: Any) -> str:

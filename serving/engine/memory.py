@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from evalmode.runtime.cgroups import list_cgroups
+from evalmode.runtime.cgroups import list_memory
 
 MIB = 1024 * 1024
 MAX_DEFAULT_BYTES = 2048 * MIB
 MIN_REQUEST_BYTES = 4 * MIB
-UNLIMITED_BYTES = 2**60  # cgroup v1 reports no limit as a value near 2**63
 
 # Source: malloc.h of glibc.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -38,10 +37,7 @@ def read_memory_limit(root: Path = Path("/")) -> MemoryLimit:
         root: The root of the file system.
     """
     limits = [
-        MemoryLimit(limit, "the cgroup's limit")
-        for cgroup in list_cgroups("memory", root)
-        for name in ("memory.max", "memory.limit_in_bytes")
-        if (limit := _read_number(cgroup / name)) and limit < UNLIMITED_BYTES
+        MemoryLimit(cgroup.limit_bytes, "the cgroup's limit") for cgroup in list_memory(root) if cgroup.limit_bytes
     ]
     physical = MemoryLimit(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "the machine's memory")
     return min([*limits, physical], key=lambda limit: limit.limit_bytes)
@@ -97,10 +93,3 @@ def return_large_blocks() -> None:
         mallopt(_M_MMAP_THRESHOLD, 4 * MIB)
         mallopt(_M_TRIM_THRESHOLD, 4 * MIB)
         mallopt(_M_ARENA_MAX, 4)
-
-
-def _read_number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # missing, or "max"
-        return None

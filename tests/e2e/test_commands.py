@@ -8,7 +8,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -236,6 +238,58 @@ def test_predict_continues_after_an_unreadable_image(server: Server, tmp_path: P
     assert "b.png: INVALID_ARGUMENT: not an image" in done.stderr
     assert "1 of 3 images were not classified" in done.stderr
     assert done.returncode == 2
+
+
+def test_predict_continues_after_an_image_that_is_too_large_for_the_server(
+    colours: Path, tmp_path: Path, evalmode: Evalmode
+) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    for name, pixels in (("a", plain("red")), ("b", noise), ("c", plain("blue"))):
+        (tmp_path / f"{name}.png").write_bytes(encode(pixels))
+    with serving(colours, "--max-request-bytes", 1024) as server:
+        done = evalmode("predict", tmp_path, "--address", server.address, "--json")
+    assert [json.loads(line)["scores"][0]["label"] for line in done.stdout.splitlines()] == ["red", "blue"]
+    assert f"{tmp_path / 'b.png'}: RESOURCE_EXHAUSTED" in done.stderr
+    assert done.stderr.endswith("1 of 3 images were not classified\n")
+    assert done.returncode == 2
+
+
+def test_predict_prints_the_answers_that_it_has_if_the_server_ends(colours: Path, tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(encode(plain("red")))
+    later = tmp_path / "later.png"
+    os.mkfifo(later)
+    with serving(colours) as server:
+        images = (tmp_path / "red.png", later, tmp_path / "red.png")
+        command = [
+            sys.executable,
+            "-m",
+            "evalmode",
+            "predict",
+            *map(str, images),
+            "--address",
+            server.address,
+            "--json",
+        ]
+        predicting = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        with later.open("wb") as pipe:  # opened once the first image is answered
+            server.process.kill()
+            server.process.wait()
+            pipe.write(encode(plain("blue")))
+        printed, failed = predicting.communicate(timeout=60)
+    assert [json.loads(line)["scores"][0]["label"] for line in printed.splitlines()] == ["red"]
+    assert f"{later}: UNAVAILABLE" in failed
+    assert failed.endswith("; 2 of 3 images were not classified\n")
+    assert predicting.returncode == 2
+
+
+def test_predict_asks_a_busy_server_again(colours: Path, tmp_path: Path, evalmode: Evalmode) -> None:
+    (tmp_path / "red.png").write_bytes(encode(plain("red")))
+    images = [tmp_path / "red.png"] * 50
+    with serving(colours, "--max-queue", 1) as server, ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(lambda _: evalmode("predict", *images, "--address", server.address, "--csv"), range(8)))
+        with urlopen(f"http://{server.metrics}/metrics", timeout=10) as page:
+            assert 'reason="QUEUE_FULL"' in page.read().decode()
+    assert [run.returncode for run in runs] == [0] * 8
 
 
 def test_predict_prints_a_table(server: Server, tmp_path: Path, evalmode: Evalmode) -> None:

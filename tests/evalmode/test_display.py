@@ -74,10 +74,10 @@ def test_a_warning_has_a_line_of_its_own_beside_a_progress_bar(capsys: pytest.Ca
     display = Display()
     callbacks = display.callbacks()
     callbacks.on_load("decoding", 1, 1)
-    callbacks.on_warning("classes are uneven")
+    callbacks.on_warning("labels are uneven")
     display.close()
     erase_line, yellow = "\r\x1b[2K", "\x1b[33m"
-    assert f"{erase_line}{yellow}warning   classes are uneven" in capsys.readouterr().out
+    assert f"{erase_line}{yellow}warning   labels are uneven" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("terminal")

@@ -117,6 +117,18 @@ def test_a_comparison_resumes_after_the_first_network(tmp_path: Path) -> None:
     assert len(read_accuracies(tmp_path)) == 2
 
 
+def test_a_comparison_and_a_single_training_are_not_resumed_as_each_other(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / NAME).mkdir(parents=True)
+    (out / NAME / "run.json").write_text("{}")
+    with pytest.raises(RunError, match="holds the trainings of --compare: give --compare, too"):
+        train("nowhere", out, TrainOptions(resume=True))
+    (out / "run.json").write_text("{}")
+    with pytest.raises(RunError, match="holds a training of one network: resume it without --compare"):
+        compare(tmp_path, resume=True)
+    assert not (out / CHOSEN).exists()
+
+
 def test_a_comparison_in_several_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
     with pytest.raises(RunError, match="--compare trains in one process: start it without torchrun"):

@@ -9,9 +9,9 @@ from training.datasets import Survey
 from training.errors import NetworkError
 from training.options import TrainOptions
 
-PHOTOS = Survey(200, None, 320, are_files=True)
-THUMBNAILS = Survey(200, (95, 120), 95, are_files=True)
-LARGE_ARRAYS = Survey(200, (224, 224), 224, are_files=False)
+PHOTOS = Survey(320)
+THUMBNAILS = Survey(95)
+LARGE_ARRAYS = Survey(None)
 
 
 def test_photos_get_a_pretrained_network_at_its_own_size() -> None:
@@ -22,16 +22,21 @@ def test_photos_get_a_pretrained_network_at_its_own_size() -> None:
 
 
 def test_images_are_photos_from_96_pixels_on() -> None:
-    smallest = Survey(200, None, 96, are_files=True)
+    smallest = Survey(96)
     assert choose_network(TrainOptions(), smallest).network == "efficientnet-lite0"
 
 
-@pytest.mark.parametrize("survey", [THUMBNAILS, LARGE_ARRAYS])
-def test_thumbnails_and_arrays_get_a_new_network_at_their_own_size(survey: Survey) -> None:
+@pytest.mark.parametrize(
+    ("survey", "reason"),
+    [
+        (THUMBNAILS, "the median shorter side is 95 pixels; --network efficientnet-lite0 uses a pretrained one"),
+        (LARGE_ARRAYS, "for arrays, which are not resized"),
+    ],
+)
+def test_thumbnails_and_arrays_get_a_new_network_at_their_own_size(survey: Survey, reason: str) -> None:
     choice = choose_network(TrainOptions(), survey)
     assert (choice.network, choice.image_size) == ("compact", None)
-    assert f"the median shorter side is {survey.shorter_side} pixels" in choice.reason
-    assert ("--network efficientnet-lite0" in choice.reason) == survey.are_files  # arrays cannot be resized to its size
+    assert choice.reason.endswith(reason)
 
 
 @pytest.mark.parametrize("network", ["compact", "reference", "efficientnet-lite1"])

@@ -577,7 +577,7 @@ def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("labels", [(), ("cat",)])
 def test_fewer_than_two_classes_are_refused(tmp_path: Path, labels: tuple[str, ...]) -> None:
     write_classes(tmp_path, 5, labels)
-    with pytest.raises(DataError, match=f"holds {len(labels)} class folders, at least 2 are needed"):
+    with pytest.raises(DataError, match=f"holds {len(labels)} folders of labels, at least 2 are needed"):
         load_dataset(str(tmp_path))
 
 
@@ -585,7 +585,7 @@ def test_a_class_without_images_is_refused_by_its_folder(tmp_path: Path) -> None
     write_classes(tmp_path)
     (tmp_path / "emu").mkdir()
     (tmp_path / "emu" / "notes.txt").write_text("no image")
-    with pytest.raises(DataError, match=r"emu holds no images \(\.jpg, .*: add some or remove the class"):
+    with pytest.raises(DataError, match=r"emu holds no images \(\.jpg, .*: add some or remove the label"):
         load_dataset(str(tmp_path))
 
 
@@ -593,7 +593,7 @@ def test_a_class_without_images_is_refused_by_its_folder(tmp_path: Path) -> None
 def test_a_class_that_train_lacks_is_refused_by_name(tmp_path: Path, split: str) -> None:
     write_classes(tmp_path / "train")
     write_classes(tmp_path / split, labels=("cat", "dog", "emu"))
-    with pytest.raises(DataError, match=rf"{split} holds classes that train/ does not hold: emu$"):
+    with pytest.raises(DataError, match=rf"{split} holds labels that train/ does not hold: emu$"):
         load_dataset(str(tmp_path))
 
 
@@ -609,7 +609,7 @@ def test_a_class_with_too_few_images_to_carve_is_refused_by_name(tmp_path: Path)
     write_images(tmp_path / "emu", 2)
     with pytest.raises(
         DataError,
-        match="class 'emu' has 2 training images, at least 3 are needed because test and val images are taken",
+        match="label 'emu' has 2 training images, at least 3 are needed because test and val images are taken",
     ):
         load_dataset(str(tmp_path))
 
@@ -618,7 +618,7 @@ def test_a_class_with_too_few_images_for_one_missing_split_is_refused_with_that_
     write_classes(tmp_path / "train", 1)
     write_classes(tmp_path / "test", 5)
     with pytest.raises(
-        DataError, match="class 'cat' has 1 training images, at least 2 are needed because val images are"
+        DataError, match="label 'cat' has 1 training images, at least 2 are needed because val images are"
     ):
         load_dataset(str(tmp_path))
 
@@ -729,7 +729,7 @@ def test_a_class_without_readable_images_is_refused_by_name(tmp_path: Path) -> N
     write_classes(tmp_path)
     for path in (tmp_path / "dog").iterdir():
         damage_header(path)
-    with pytest.raises(DataError, match=r"class 'dog' has no train images: .*\(20 unreadable images are left out"):
+    with pytest.raises(DataError, match=r"label 'dog' has no train images: .*\(20 unreadable images are left out"):
         load_dataset(str(tmp_path), ReadOptions(skip_unreadable=True))
 
 
@@ -769,16 +769,39 @@ def test_a_folder_without_read_permission_is_refused_with_its_path(readable_fold
     (readable_folder / forbidden).chmod(0o755)
 
 
-def test_the_memory_limit_of_a_container_bounds_the_available_memory(tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text("1048576\n")
-    assert available_memory_bytes(tmp_path / "memory.max") == 1_048_576
+@pytest.mark.parametrize(
+    ("folder", "files"),
+    [
+        (
+            "sys/fs/cgroup",
+            {"memory.max": "1000000", "memory.current": "700000", "memory.stat": "anon 1\ninactive_file 200000"},
+        ),
+        (
+            "sys/fs/cgroup/memory",
+            {
+                "memory.limit_in_bytes": "1000000",
+                "memory.usage_in_bytes": "700000",
+                "memory.stat": "cache 1\ntotal_inactive_file 200000",
+            },
+        ),
+    ],
+    ids=["v2", "v1"],
+)
+def test_what_is_left_of_the_limit_of_a_container_bounds_the_available_memory(
+    tmp_path: Path, folder: str, files: dict[str, str]
+) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    for name, content in files.items():
+        (tmp_path / folder / name).write_text(content + "\n")
+    assert available_memory_bytes(tmp_path) == 500_000
 
 
 @pytest.mark.parametrize("content", ["max\n", str(2**62), None])
 def test_without_a_limit_the_available_memory_is_the_machines(tmp_path: Path, content: str | None) -> None:
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
     if content is not None:
-        (tmp_path / "memory.max").write_text(content)
-    assert 2**20 < available_memory_bytes(tmp_path / "memory.max") < psutil.virtual_memory().total
+        (tmp_path / "sys/fs/cgroup/memory.max").write_text(content)
+    assert 2**20 < available_memory_bytes(tmp_path) < psutil.virtual_memory().total
 
 
 def test_a_data_error_has_the_exit_code_of_wrong_usage() -> None:

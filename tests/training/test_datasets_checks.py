@@ -112,13 +112,13 @@ def test_a_class_that_the_copies_leave_empty_is_refused_with_the_reason(split: s
     dataset = make_dataset(**{kept_in: ((start + 1,), (1,))})
     with pytest.raises(
         DataError,
-        match=rf"class 'dog' has no {split} images: .* \(1 of 2 {split} images are copies of {kept_in} images",
+        match=rf"label 'dog' has no {split} images: .* \(1 of 2 {split} images are copies of {kept_in} images",
     ):
         check_dataset(dataset)
 
 
 def test_a_split_that_the_copies_leave_empty_is_refused() -> None:
-    with pytest.raises(DataError, match="class 'cat' has no train images"):
+    with pytest.raises(DataError, match="label 'cat' has no train images"):
         check_dataset(make_dataset(val=((900, 901), (0, 1))))
 
 

@@ -179,14 +179,14 @@ def test_a_class_without_enough_training_images_is_refused(tmp_path: Path) -> No
     targets = np.array([0, 1] * 30, np.uint8)
     (tmp_path / IDX_FILES[1]).write_bytes(pack_idx(targets))
     with pytest.raises(
-        DataError, match="class '2' has 0 training images, at least 2 are needed because val images are"
+        DataError, match="label '2' has 0 training images, at least 2 are needed because val images are"
     ):
         load_dataset(str(tmp_path))
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
     write_idx(tmp_path, classes=1)
-    with pytest.raises(DataError, match="there is only one class, '0': at least 2"):
+    with pytest.raises(DataError, match="there is only one label, '0': at least 2"):
         load_dataset(str(tmp_path))
 
 
@@ -235,7 +235,7 @@ def test_cached_files_must_be_the_published_files(tmp_path: Path) -> None:
 
 def test_another_named_data_set_needs_only_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_idx(tmp_path / "pets")
-    record = NamedDataset(lambda folder, progress: read_idx(folder, ("ant", "bee", "cow")), 72, (5, 4))
+    record = NamedDataset(lambda folder, progress: read_idx(folder, ("ant", "bee", "cow")))
     monkeypatch.setitem(DATASETS, "pets", record)
     publish(monkeypatch, "pets", tmp_path / "pets")
     assert load_dataset("pets", cache=tmp_path).labels == ("ant", "bee", "cow")
@@ -484,11 +484,11 @@ def test_an_npz_may_name_its_labels(tmp_path: Path, kind: str) -> None:
         ({"y_train": np.full(40, 2**63, np.uint64)}, r"y_train holds 9223372036854775808\.\."),
         ({"y_train": np.full(40, 40)}, "targets up to 40 need 41 distinct labels, and there are 40 training images"),
         ({"labels": np.array(["a", "b", "c"])}, "targets up to 3 need 4 distinct labels, and they are a, b, c"),
-        ({"labels": np.array(["a", "b", "c", "d", "e"])}, "class 'e' has 0 training images"),
+        ({"labels": np.array(["a", "b", "c", "d", "e"])}, "label 'e' has 0 training images"),
         ({"labels": np.array(["a", "b", "c", "b"])}, r"a\.npz: the label 'b' occurs more than once"),
         ({"x_train": np.array([b"x", {}], object)}, r"x_train is object \(2,\): uint8 "),
         ({"y_train": np.array([b"x", {}], object)}, "cannot be read as .npz: Object arrays cannot be loaded"),
-        ({"y_test": np.array([0, 1, 2, 0, 1, 2, 0, 1])}, "class '3' has no test images"),
+        ({"y_test": np.array([0, 1, 2, 0, 1, 2, 0, 1])}, "label '3' has no test images"),
     ],
 )
 def test_an_npz_that_does_not_fit_is_refused(tmp_path: Path, change: dict, words: str) -> None:

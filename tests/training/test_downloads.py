@@ -7,6 +7,7 @@ import hashlib
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -94,6 +95,26 @@ def test_a_file_is_downloaded_into_a_folder_that_is_created(site: Site, tmp_path
     assert path.read_bytes() == CONTENT
     assert list(path.parent.iterdir()) == [path]
     assert site.requests == [("/data.bin", None)]
+
+
+def test_of_several_processes_one_downloads_and_the_others_wait(site: Site, tmp_path: Path) -> None:
+    path, entered, go_on = tmp_path / "data.bin", threading.Event(), threading.Event()
+
+    def hold(*_: object) -> None:
+        entered.set()
+        assert go_on.wait(30)
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(get, site, path, hold)
+        assert entered.wait(30)
+        second = pool.submit(get, site, path)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.2)
+        go_on.set()
+        for one in (first, second):
+            one.result(timeout=30)
+    assert path.read_bytes() == CONTENT
+    assert len(site.requests) == 1
 
 
 def test_progress_is_reported_up_to_the_last_byte(site: Site, tmp_path: Path) -> None:

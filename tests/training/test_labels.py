@@ -100,7 +100,7 @@ def test_a_table_gives_the_same_data_set_as_folders(tmp_path: Path) -> None:
     by_folder, by_table = load(tmp_path / "classes"), load(tmp_path / "classes", table)
     assert by_table.digest() == by_folder.digest()
     assert by_table.train.paths == by_folder.train.paths
-    assert survey_data(str(tmp_path / "classes"), ReadOptions(labels=table)).images == 18
+    assert survey_data(str(tmp_path / "classes"), ReadOptions(labels=table)) == survey_data(str(tmp_path / "classes"))
 
 
 def test_images_in_other_folders_are_found_by_their_name(tmp_path: Path, folder: Path, wanted: dict[str, str]) -> None:
@@ -114,6 +114,11 @@ def test_images_in_other_folders_are_found_by_their_name(tmp_path: Path, folder:
 def test_whole_numbers_are_labels_in_their_order(folder: Path) -> None:
     rows = [f"{index:02},{(2, 10)[index % 2]}" for index in range(12)]
     assert load(folder, write_table(folder, rows)).labels == ("2", "10")
+
+
+def test_labels_of_equal_value_are_in_the_order_of_their_names(folder: Path) -> None:
+    rows = [f"{index:02},{('1', '01', '001')[index % 3]}" for index in range(12)]
+    assert load(folder, write_table(folder, rows)).labels == ("001", "01", "1")
 
 
 @pytest.mark.parametrize("column", ["split", "Data Set", "subset"])
@@ -174,6 +179,22 @@ def test_metadata_in_the_folders_of_splits_are_found(tmp_path: Path) -> None:
     )
 
 
+def test_names_that_the_first_object_lacks_are_read(folder: Path) -> None:
+    def write(first: dict[str, str]) -> None:
+        parts = ["train"] * 8 + ["val"] * 2 + ["test"] * 2
+        rows = [
+            {"file_name": f"{index:02}.png", "label": ("cat", "dog")[index % 2], "split": part}
+            for index, part in enumerate(parts)
+        ]
+        write_table(folder, [json.dumps(first), *map(json.dumps, rows[1:])], "", "metadata.jsonl")
+
+    write({"label": "cat", "file_name": "00.png", "split": "train"})
+    assert sizes(load(folder)) == {"train": 8, "val": 2, "test": 2}
+    write({"file_name": "00.png", "label": "cat"})
+    with pytest.raises(DataError, match=r"line 1: the split '' is unknown: write train, val or test"):
+        load(folder)
+
+
 def test_numbers_in_metadata_are_labels(folder: Path) -> None:
     rows = [json.dumps({"file_name": f"{index:02}.png", "label": index % 2}) for index in range(12)]
     write_table(folder, rows, "", "metadata.jsonl")
@@ -201,7 +222,7 @@ def test_metadata_of_other_things_leave_the_labels_to_folders(tmp_path: Path) ->
 def test_a_folder_without_labels_is_refused_with_both_reasons(folder: Path) -> None:
     write_table(folder, list_rows(folder, "{name},1,2"), "file_name,a,b", "metadata.csv")
     with pytest.raises(
-        DataError, match=r"0 class folders.*; .*metadata\.csv has no column named label: its first line"
+        DataError, match=r"0 folders of labels.*; .*metadata\.csv has no column named label: its first line"
     ):
         load(folder)
 

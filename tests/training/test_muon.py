@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from training.muon import Muon, orthogonalise
+from training.optimizers import make_optimizers
+from training.recipe import Recipe
 
 
 @pytest.mark.parametrize("shape", [(16, 216), (64, 576), (64, 128), (100, 9), (1, 9), (9, 1)])
@@ -75,3 +77,20 @@ def test_momentum_includes_earlier_gradients(weights: nn.Parameter) -> None:
     normalised = once.detach() * 4 / once.detach().norm()
     expected = normalised - 0.1 * orthogonalise(nesterov.flatten(1)).view_as(weights)
     assert torch.allclose(with_momentum.detach(), expected, atol=1e-4)
+
+
+def test_weights_without_a_gradient_stay_and_zeros_stay_finite() -> None:
+    unused, zeros = nn.Parameter(torch.ones(2, 3, 1, 1)), nn.Parameter(torch.zeros(2, 3, 1, 1))
+    optimizer = Muon([unused, zeros], 0.1, 0.6)
+    zeros.grad = torch.ones_like(zeros)
+    optimizer.step()
+    assert torch.equal(unused.detach(), torch.ones(2, 3, 1, 1))
+    assert zeros.isfinite().all()
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.Conv2d(3, 2, 1, bias=False)])
+def test_a_network_may_have_convolutions_alone_or_none(layer: nn.Module) -> None:
+    (optimizer,) = make_optimizers(layer, Recipe(optimizer="muon"))
+    assert [weights.ndim for weights in optimizer.param_groups[0]["params"]] == [
+        weights.ndim for weights in layer.parameters()
+    ]

@@ -38,6 +38,11 @@ def test_without_time_the_head_alone_is_trained_on_one_view(data: Dataset) -> No
     )
 
 
+def test_more_epochs_than_those_of_the_plans_are_kept_if_there_is_time(data: Dataset) -> None:
+    recipe = replace(WHOLE, epochs=20)
+    assert plan_recipe(recipe, make_network(), data, 6e6).recipe == recipe
+
+
 def test_views_and_epochs_of_the_user_are_not_raised(data: Dataset) -> None:
     recipe = replace(WHOLE, views=2, epochs=3)
     assert plan_recipe(recipe, make_network(), data, 6e6).recipe == recipe

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from training.datasets import Dataset, Split
+from tests.training.test_datasets import write_classes
+from training.datasets import DATASETS, Dataset, Split, load_dataset
 from training.errors import NetworkError
 from training.recipe import Recipe, choose_recipe
 
 OWN = "tests.training.own_networks:plain"
 
 
-def dataset(source: str = "photos", count: int = 50_000, height: int = 32, width: int = 32) -> Dataset:
+def dataset(count: int = 50_000, height: int = 32, width: int = 32) -> Dataset:
     split = Split(np.zeros((1, height, width, 3), np.uint8).repeat(1, 0), np.zeros(1, np.int64))
     train = Split(np.broadcast_to(split.images, (count, height, width, 3)), np.zeros(count, np.int64))
-    return Dataset(source, ("a", "b"), train, split, split)
+    return Dataset("photos", ("a", "b"), train, split, split)
 
 
 def test_the_references_recipe_is_the_lectures() -> None:
@@ -66,8 +69,11 @@ def test_shifts_are_proportional_to_the_image_size(height: int, width: int, shif
     assert choose_recipe("compact", dataset(height=height, width=width)).shift == shift
 
 
-@pytest.mark.parametrize(
-    ("source", "mirror"), [("photos", True), ("fashion-mnist", True), ("mnist", False), ("digits", False)]
-)
-def test_characters_are_not_mirrored(source: str, mirror: bool) -> None:
-    assert choose_recipe("compact", dataset(source)).mirror is mirror
+def test_characters_are_not_mirrored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [name for name, one in DATASETS.items() if one.has_characters] == ["digits", "mnist"]
+    for network in ("compact", "efficientnet-lite0"):
+        assert not choose_recipe(network, load_dataset("digits")).mirror
+        assert choose_recipe(network, dataset()).mirror
+    write_classes(tmp_path / "digits", 9)  # a folder that is named like a data set
+    monkeypatch.chdir(tmp_path)
+    assert choose_recipe("compact", load_dataset("digits")).mirror

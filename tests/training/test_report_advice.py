@@ -117,7 +117,7 @@ def test_more_epochs_are_advised_only_if_the_last_one_was_best_and_training_imag
     assert advise(gather(judge(GOOD), best=learned, epochs=[learned])) == ""
     planned = gather(judge(GOOD), best=best, epochs=[best])
     planned = replace(planned, config=replace(planned.config, minutes=1.5))
-    assert "Train again with --minutes 3." in advise(planned)
+    assert "Train again with --epochs 20 --minutes 3." in advise(planned)
 
 
 def test_fine_tuning_that_was_not_kept_is_named_with_its_time() -> None:

@@ -7,6 +7,7 @@ read the published formats, ``folders`` reads image folders, and ``checks`` chec
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from evalmode.errors import DataError
@@ -88,7 +89,9 @@ def load_dataset(
         published = _read_published(source, cache, progress, storage)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{source} cannot be read: {error}") from error
-    return check_dataset(split_published(source, published, options.image_size, seed, storage))
+    dataset = check_dataset(split_published(source, published, options.image_size, seed, storage))
+    named = None if Path(source).is_dir() else DATASETS.get(source)
+    return replace(dataset, has_characters=named is not None and named.has_characters)
 
 
 def _read_published(source: str, cache: Path | None, progress: Progress, storage: Storage) -> Published:

@@ -16,7 +16,7 @@ HELD_OUT = 0.1  # share of the training images that is carved for each missing s
 def carve_missing(
     targets: Indices, provided: Collection[str], labels: tuple[str, ...], seed: int, test_share: float = HELD_OUT
 ) -> dict[str, Indices]:
-    """Choose the training images that become the missing splits, the same share of every class.
+    """Choose the training images that become the missing splits, the same share of every label.
 
     Args:
         targets: The label indices of the training images, int64 (N,).
@@ -30,17 +30,17 @@ def carve_missing(
         its images.
 
     Raises:
-        DataError: There is only one class, or a class has too few images.
+        DataError: There is only one label, or a label has too few images.
     """
     missing = [name for name in ("test", "val") if name not in provided]
     counts = np.bincount(targets, minlength=len(labels))
     if len(labels) < 2:
-        raise DataError(f"there is only one class, {labels[0]!r}: at least 2 are needed")
+        raise DataError(f"there is only one label, {labels[0]!r}: at least 2 are needed")
     if counts.min() <= len(missing):
         why = f" because {' and '.join(missing)} images are taken from them" if missing else ""
         raise DataError(
-            f"class {labels[counts.argmin()]!r} has {counts.min()} training images, at least {len(missing) + 1} are "
-            f"needed{why}: add some or remove the class"
+            f"label {labels[counts.argmin()]!r} has {counts.min()} training images, at least {len(missing) + 1} are "
+            f"needed{why}: add some or remove the label"
         )
     rows, carved = np.arange(len(targets)), {}
     for name in missing:
@@ -50,7 +50,7 @@ def carve_missing(
 
 
 def _choose(targets: Indices, share: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Mark a share of the images of every class, at least one; bool (N,)."""
+    """Mark a share of the images of every label, at least one; bool (N,)."""
     rng = np.random.default_rng(seed)
     taken = np.zeros(len(targets), bool)
     for target in np.unique(targets):

@@ -22,16 +22,11 @@ class NamedDataset:
 
     Attributes:
         read: Reads the data set; called with the folder of its files and a progress callback.
-        images: How many images it has.
-        size: Their (height, width) in pixels.
         files: The files to find in the cache or to download; none if the data are installed with a library.
-        has_characters: Whether the images show characters. Their mirror images are other characters or none, so
-            training does not mirror them by default.
+        has_characters: Whether the images show characters.
     """
 
     read: Callable[[Path, Progress], Published]
-    images: int
-    size: tuple[int, int]
     files: tuple[PublishedFile, ...] = ()
     has_characters: bool = False
 
@@ -93,10 +88,10 @@ CIFAR_FILES = _list_files(
 )
 
 DATASETS = {
-    "digits": NamedDataset(_read_digits, 1_797, (8, 8), has_characters=True),
-    "mnist": NamedDataset(_read_idx, 70_000, (28, 28), MNIST_FILES, has_characters=True),
-    "fashion-mnist": NamedDataset(partial(_read_idx, labels=FASHION_LABELS), 70_000, (28, 28), FASHION_FILES),
-    "cifar10": NamedDataset(_read_cifar, 60_000, (32, 32), CIFAR_FILES),
+    "digits": NamedDataset(_read_digits, has_characters=True),
+    "mnist": NamedDataset(_read_idx, MNIST_FILES, has_characters=True),
+    "fashion-mnist": NamedDataset(partial(_read_idx, labels=FASHION_LABELS), FASHION_FILES),
+    "cifar10": NamedDataset(_read_cifar, CIFAR_FILES),
 }
 
 

@@ -1,4 +1,4 @@
-"""The checks of every data set: images with several labels, copies across splits, empty and uneven classes."""
+"""The checks of every data set: images with several labels, copies across splits, empty and uneven labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training.datasets.dataset import SPLITS, Dataset, Split
 from training.datasets.storage import read_blocks
 
 NAMED = 3  # images with several labels that a warning names; the rest is counted
-UNEVEN_THRESHOLD = 2  # warn if a class has more than this many times the images of another
+UNEVEN_THRESHOLD = 2  # warn if a label has more than this many times the images of another
 
 
 def check_dataset(dataset: Dataset) -> Dataset:
@@ -28,7 +28,7 @@ def check_dataset(dataset: Dataset) -> Dataset:
         The data set without copies.
 
     Raises:
-        DataError: A class has no images in a split, perhaps because all of them were copies; or a label is not UTF-8
+        DataError: A label has no images in a split, perhaps because all of them were copies; or a label is not UTF-8
             or looks like another one.
     """
     check_labels(dataset)
@@ -39,12 +39,12 @@ def check_dataset(dataset: Dataset) -> Dataset:
         if count.min() == 0:
             why = "".join(f" ({warning})" for warning in dataset.warnings)
             label = dataset.labels[count.argmin()]
-            raise DataError(f"class {label!r} has no {name} images: add some or remove the class{why}")
+            raise DataError(f"label {label!r} has no {name} images: add some or remove the label{why}")
     most, fewest = counts["train"].argmax(), counts["train"].argmin()
     if counts["train"][most] <= UNEVEN_THRESHOLD * counts["train"][fewest]:
         return dataset
     figures = [f"{dataset.labels[index]!r} has {counts['train'][index]:,} training images" for index in (most, fewest)]
-    uneven = f"classes are uneven: {' and '.join(figures)}. --balance gives every class the same weight"
+    uneven = f"labels are uneven: {' and '.join(figures)}. --balance gives every label the same weight"
     return replace(dataset, warnings=(*dataset.warnings, uneven))
 
 

@@ -98,6 +98,8 @@ class Dataset:
         warnings: Sentences about the data that the user should read.
         resize: How the images were resized and cropped, and how those of requests will be.
         carved: The names of the splits that the data do not have, and that were carved from the training images.
+        has_characters: Whether the images are known to show characters. Their mirror images are other characters or
+            none, so training does not mirror them by default.
     """
 
     source: str
@@ -108,6 +110,7 @@ class Dataset:
     warnings: tuple[str, ...] = ()
     resize: Resize = DEFAULT_RESIZE
     carved: tuple[str, ...] = ()
+    has_characters: bool = False
 
     @property
     def contract(self) -> PixelContract:

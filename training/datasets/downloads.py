@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import hashlib
+import os
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -68,7 +71,7 @@ def fetch(file: PublishedFile, path: Path, progress: Progress) -> None:
     """Download a file, continuing an earlier partial download.
 
     The download is written beside ``path`` with ``.partial`` appended, and moved to ``path`` once it is complete and
-    verified.
+    verified. Of several processes one downloads it, and the others wait.
 
     Args:
         file: The file.
@@ -81,12 +84,15 @@ def fetch(file: PublishedFile, path: Path, progress: Progress) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _download(file, partial, progress)
-        digest = hash_content(partial, path.name)
-        if digest == file.sha256:
-            partial.replace(path)
-            return
-        partial.unlink()
+        with _lock(path.parent):
+            if path.exists():  # another process downloaded it in the meantime
+                return
+            _download(file, partial, progress)
+            digest = hash_content(partial, path.name)
+            if digest == file.sha256:
+                partial.replace(path)
+                return
+            partial.unlink()
     except (OSError, HTTPException) as error:
         raise DataError(
             f"{file.url} could not be downloaded: {error}. Run again to continue the download, or put the file at "
@@ -115,6 +121,17 @@ def hash_content(path: Path, name: str) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (gzip.BadGzipFile, EOFError, zlib.error):
         return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Wait until no other process downloads into a folder. The system ends the lock of a process that is killed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _download(file: PublishedFile, partial: Path, progress: Progress) -> None:

@@ -51,25 +51,6 @@ def read_idx(folder: Path, labels: tuple[str, ...] = ()) -> Published:
     return check_published(folder, labels, splits)
 
 
-def read_idx_shapes(folder: Path) -> list[tuple[int, ...]]:
-    """Read the shapes of the images of an IDX data set from the headers of its files.
-
-    Args:
-        folder: The folder of the files.
-
-    Returns:
-        (N, H, W) of the training images, then of the test images.
-
-    Raises:
-        DataError: A file is missing or damaged.
-    """
-    shapes = []
-    for prefix in PREFIXES.values():
-        with _open_file(folder / f"{prefix}-images-idx3-ubyte", 3) as (_, _, shape):
-            shapes.append(shape)
-    return shapes
-
-
 @contextmanager
 def _open_file(plain: Path, dimensions: int) -> Iterator[tuple[Path, BufferedIOBase, tuple[int, ...]]]:
     """Open one file, gzipped or not, and read its header: yield its path, the values that follow, and their shape.

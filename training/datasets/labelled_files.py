@@ -65,7 +65,7 @@ def list_images(root: Path, options: ReadOptions) -> Layout:
         Labels, images, and warnings about every file that is not read.
 
     Raises:
-        DataError: The table does not fit the folder; or there is none, and the folder has no class folders or an
+        DataError: The table does not fit the folder; or there is none, and the folder has no folders of labels or an
             ambiguous layout.
         UsageError: A folder cannot be read.
     """
@@ -147,7 +147,7 @@ class _Matcher:
         chosen, repeated = self._choose_entries()
         splits = self._find_splits(chosen)
         train = {entry.row.label for entry, split in zip(chosen, splits, strict=True) if split == "train"}
-        labels = tuple(sorted(train, key=int if all(map(_is_whole, train)) else None))
+        labels = tuple(sorted(train, key=(lambda label: (int(label), label)) if all(map(_is_whole, train)) else None))
         for entry, split in zip(chosen, splits, strict=True):
             if entry.row.label not in train:
                 raise DataError(

@@ -1,6 +1,6 @@
 """Which files of a folder are the images of which split and label.
 
-The layouts are ``train/<class>/*`` with optional ``val/`` and ``test/``, under their usual names, and ``<class>/*``.
+The layouts are ``train/<label>/*`` with optional ``val/`` and ``test/``, under their usual names, and ``<label>/*``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from evalmode.images.formats import IMAGE_SUFFIXES
 from training.datasets.dataset import Indices
 
 Files = tuple[list[Path], Indices]  # images, and the index of each one's label, int64 (N,)
-Unread = tuple[list[Path], list[Path]]  # files that are not images, and images outside of the class folders
+Unread = tuple[list[Path], list[Path]]  # files that are not images, and images outside of the folders of labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ def find_layout(root: Path) -> Layout:
         Its labels, images and warnings.
 
     Raises:
-        DataError: The folder has no class folders, or its layout is ambiguous.
+        DataError: The folder has no folders of labels, or its layout is ambiguous.
         UsageError: A folder cannot be read.
     """
     folders, files = list_folder(root)
@@ -77,9 +77,9 @@ def find_layout(root: Path) -> Layout:
 
 
 def _find_splits(root: Path, folders: list[Path]) -> dict[str, Path]:
-    """Find the folder of every split; ``train`` is the root if its folders are classes.
+    """Find the folder of every split; ``train`` is the root if its folders are labels.
 
-    A folder with the name of a split is a class of that name if it holds no folders and some other folder is not a
+    A folder with the name of a split is a label of that name if it holds no folders and some other folder is not a
     split.
     """
     named: dict[str, list[Path]] = {}
@@ -108,16 +108,16 @@ def _find_splits(root: Path, folders: list[Path]) -> dict[str, Path]:
 
 
 def _check_depth(classes: Sequence[Path], paths: Sequence[Path], targets: Indices) -> None:
-    """Check that class folders do not hold further classes or splits, which suggests that the root is wrong.
+    """Check that folders of labels do not hold further labels or splits, which suggests that the root is wrong.
 
     Args:
-        classes: The class folders.
+        classes: The folders of labels.
         paths: The images in them.
-        targets: The index of each image's class, int64 (N,).
+        targets: The index of each image's label, int64 (N,).
 
     Raises:
-        DataError: A class folder holds splits. Or all images lie in folders of the class folders, and either several
-            class folders hold two folders of the same names, or one with the name of a split holds two.
+        DataError: A folder of a label holds splits. Or all images lie in folders below those of the labels, and either
+            several labels hold two folders of the same names, or one with the name of a split holds two.
     """
     inside: dict[Path, set[Path]] = {folder: set() for folder in classes}  # the relative folders of its images
     for path, target in zip(paths, targets.tolist(), strict=True):
@@ -150,14 +150,16 @@ def _is_split(name: str) -> bool:
 
 
 def _list_classes(folder: Path, unread: Unread) -> list[Path]:
-    """List the class folders in a folder, at least two; other files are added to ``unread``."""
+    """List the folders of labels in a folder, at least two; other files are added to ``unread``."""
     folders, files = list_folder(folder)
     if len(folders) < 2:
         above = [only for only in folders if list_folder(only)[0]]
         hint = "".join(f"; the labels or splits must be directly in it, not in {only}" for only in above)
         if not folders and separate_images(files).images:
             hint = ", or --labels with a CSV table of files and labels"
-        raise DataError(f"{folder} holds {len(folders)} class folders, at least 2 are needed: <class>/<image>{hint}")
+        raise DataError(
+            f"{folder} holds {len(folders)} folders of labels, at least 2 are needed: <label>/<image>{hint}"
+        )
     beside = separate_images(files)
     for noted, paths in zip(unread, (beside.others, beside.images), strict=True):
         noted += [path for path in paths if path not in noted]
@@ -170,7 +172,7 @@ def _list_images(folder: Path, labels: tuple[str, ...], unread: Unread) -> Files
     classes = {normalize("NFC", path.name): path for path in _list_classes(folder, unread)}
     unknown = classes.keys() - {normalize("NFC", label) for label in labels}
     if unknown:
-        raise DataError(f"{folder} holds classes that train/ does not hold: {', '.join(sorted(unknown))}")
+        raise DataError(f"{folder} holds labels that train/ does not hold: {', '.join(sorted(unknown))}")
     paths: list[Path] = []
     targets: list[int] = []
     for target, label in enumerate(labels):
@@ -179,7 +181,7 @@ def _list_images(folder: Path, labels: tuple[str, ...], unread: Unread) -> Files
         if not found.images:
             suffixes = ", ".join(IMAGE_SUFFIXES)
             others = "".join(f"; {sentence}" for sentence in describe_unread(found.others))
-            raise DataError(f"{folder / label} holds no images ({suffixes}): add some or remove the class{others}")
+            raise DataError(f"{folder / label} holds no images ({suffixes}): add some or remove the label{others}")
         unread[0].extend(found.others)
         paths += found.images
         targets += [target] * len(found.images)

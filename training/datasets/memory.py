@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 
 from evalmode.errors import DataError
+from evalmode.runtime.cgroups import list_memory
 
 
 def check_memory(shape: tuple[int, ...]) -> None:
@@ -27,17 +28,14 @@ def check_memory(shape: tuple[int, ...]) -> None:
         )
 
 
-def available_memory_bytes(cgroup_limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
+def available_memory_bytes(root: Path = Path("/")) -> int:
     """Measure the memory that is available without swapping.
 
     Args:
-        cgroup_limit: The file that holds the container's memory limit; it may be missing or hold "max".
+        root: The root of the file system.
 
     Returns:
-        The available bytes, at most the container's limit.
+        The available bytes of the machine, or what is left of the limit of a container, whichever is less.
     """
-    available = int(psutil.virtual_memory().available)
-    try:
-        return min(available, int(cgroup_limit.read_text()))
-    except (OSError, ValueError):  # no such file, or "max"
-        return available
+    left = [max(0, cgroup.limit_bytes - cgroup.used_bytes) for cgroup in list_memory(root)]
+    return min([int(psutil.virtual_memory().available), *left])

@@ -48,29 +48,6 @@ def read_npz(path: Path, storage: Storage) -> Published:
     return check_published(path, labels, splits)
 
 
-def read_npz_shapes(path: Path) -> list[tuple[int, ...]]:
-    """Read the shapes of the images from the headers of the arrays.
-
-    Args:
-        path: The ``.npz`` file.
-
-    Returns:
-        (N, H, W) or (N, H, W, C) of the training images, then of the others.
-
-    Raises:
-        DataError: The file is damaged, or its arrays are missing or of another type.
-    """
-    shapes = []
-    with _open_archive(path) as archive:
-        for _, images, _ in _list_keys(archive):
-            _check_key(path, archive, images)
-            with archive.zip.open(f"{images}.npy") as member:
-                shape, _, dtype = _read_array_header(member)
-            _check_images(path, images, shape, dtype)
-            shapes.append(shape)
-    return shapes
-
-
 @contextmanager
 def _open_archive(path: Path) -> Iterator[Any]:
     """Open an archive; whatever goes wrong inside becomes a ``DataError``."""

@@ -99,7 +99,7 @@ def split_published(
         The data set with all three splits.
 
     Raises:
-        DataError: The images have another size than requested, or a class has too few images.
+        DataError: The images have another size than requested, or a label has too few images.
     """
     labels, splits = published.labels, published.splits
     train = splits["train"]

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from training.datasets import DATASETS
 from training.errors import NetworkError
 from training.networks.pretrained import PretrainedNetwork
 
@@ -130,7 +129,6 @@ def fit_transfer_recipe(recipe: Recipe, dataset: Dataset) -> Recipe:
         recipe: The recipe with default values.
         dataset: The data set.
     """
-    named = DATASETS.get(dataset.source)
     return replace(
         recipe,
         epochs=8,
@@ -140,5 +138,5 @@ def fit_transfer_recipe(recipe: Recipe, dataset: Dataset) -> Recipe:
         label_smoothing=0.1,
         dropout=0.2,
         views=VIEWS,
-        mirror=not (named and named.has_characters),
+        mirror=not dataset.has_characters,
     )

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from evalmode.images.pixels import Pixels
-from training.datasets import DATASETS
 from training.errors import NetworkError
 from training.networks.architecture import Architecture
 from training.networks.inputs import scale_pixels
@@ -146,7 +145,6 @@ def _build(name: str, shape: tuple[int, int, int], classes: int, factor: float, 
 def _fit_recipe(recipe: Recipe, dataset: Dataset) -> Recipe:
     """Give a small data set enough steps, shift in proportion to the image size, and do not mirror characters."""
     side = min(dataset.contract.height, dataset.contract.width)
-    named = DATASETS.get(dataset.source)
     return replace(
         recipe,
         epochs=11,
@@ -155,7 +153,7 @@ def _fit_recipe(recipe: Recipe, dataset: Dataset) -> Recipe:
         learning_rate=0.1,
         label_smoothing=0.1,
         dropout=0.0,
-        mirror=not (named and named.has_characters),
+        mirror=not dataset.has_characters,
         shift=side // 14,
     )
 

@@ -132,11 +132,11 @@ def train_longer(evidence: Evidence) -> Advice | None:
         return None
     if best["train_accuracy"] > LEARNED:
         return None
-    option = f"--minutes {2 * config.minutes:g}" if config.minutes else f"--epochs {2 * best['epoch']}"
+    options = f"--epochs {2 * best['epoch']}" + (f" --minutes {2 * config.minutes:g}" if config.minutes else "")
     return Advice(
         f"The last epoch validated best, and the training accuracy is only {best['train_accuracy']:.1%}: "
         "there is more to learn.",
-        f"Train again with {option}.",
+        f"Train again with {options}.",
         "learning",
     )
 

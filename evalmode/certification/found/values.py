@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from evalmode.errors import UsageError
+from evalmode.images.headers import MAX_SIDE
 
 MAX_METADATA_BYTES = 8 * 1024 * 1024  # of one file; labels of 21,841 classes take one or two
-MAX_SIDE = 65535  # pixels
 
 
 def read_bytes(path: Path) -> bytes | None:

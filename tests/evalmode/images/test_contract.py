@@ -164,3 +164,17 @@ def test_is_described_in_words() -> None:
         "resized to fit, centred, the rest filled with RGB (114, 114, 114) (Pillow, bilinear, antialiased); "
         "large JPEGs decoded at 1/2, 1/4 or 1/8; transparent pixels over RGB (0, 0, 0)"
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((0, 8, 3), "height 0 is not a number of pixels: expected 1 to 65,535"),
+        ((8, 65_536, 3), "width 65536 is not a number of pixels"),
+        ((8, 8.0, 3), r"width 8\.0 is not a number of pixels"),
+        ((8, 8, 4), r"channels 4: expected 3 \(colours\) or 1 \(grey\)"),
+    ],
+)
+def test_the_shape_of_a_contract_is_checked(shape: tuple[int, int, int], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        PixelContract(*shape)

@@ -320,7 +320,7 @@ class TestBatch:
         bench.run("early", model, rows=2, remaining_s=0.6)
         bench.now += TRY_S
         assert bench.end("busy0") == ["early"]
-        with pytest.raises(DeadlineExpired, match="passes in 500 ms, and the network needs 500 ms: the network did"):
+        with pytest.raises(DeadlineExpired, match="passes in 500 ms, and the answer needs 500 ms: the network did"):
             raise bench.errors["late"]
 
     def test_is_tried_if_it_has_not_waited(self) -> None:
