@@ -259,7 +259,7 @@ class TokenInvalid(RequestError):
 
 
 class ControlForbidden(RequestError):
-    """The token of the call does not allow to load and unload models."""
+    """The token of the call does not allow loading and unloading models."""
 
 
 class ControlDisabled(RequestError):

@@ -114,8 +114,10 @@ class ServeConfig:
         self._check_workers()
         if not self.no_metrics and self.port and self.port == self.metrics_port and not self.host.startswith(UNIX):
             raise UsageError(f"--port and --metrics-port are both {self.port}: choose two different ports")
-        for text in self.model:
-            _read_pin(text)
+        pinned: dict[str, int] = {}
+        for name, version in map(_read_pin, self.model):
+            if pinned.setdefault(name, version) != version:
+                raise UsageError(f"--model: {name} is pinned to the versions {pinned[name]} and {version}: choose one")
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> ServeConfig:

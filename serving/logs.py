@@ -156,7 +156,6 @@ class QueuedHandler(QueueHandler):
     def __init__(self, stream: TextIO, formatter: logging.Formatter) -> None:
         self._records: Queue[Any] = Queue(QUEUED_RECORDS)
         super().__init__(self._records)
-        self.addFilter(make_harmless)
         self._writer = _Writer(self._records, stream, formatter)
         try:
             self._writer.start()
@@ -166,12 +165,12 @@ class QueuedHandler(QueueHandler):
             ) from error
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Replace the exception of a record by its text: the frames of a traceback keep requests alive."""
-        if not record.exc_info:
-            return record
-        text = record.exc_text or logging.Formatter().formatException(record.exc_info)
+        """Make a copy of a record that is safe to write, and whose exception is text: frames keep requests alive."""
         record = copy.copy(record)
-        record.exc_text, record.exc_info = text, None
+        make_harmless(record)
+        if record.exc_info:
+            text = record.exc_text or logging.Formatter().formatException(record.exc_info)
+            record.exc_text, record.exc_info = "\n".join(map(escape, text.split("\n"))), None
         return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
@@ -227,13 +226,12 @@ class _Writer(QueueListener):
                 self._stream.write(self._formatter.format(failed) + "\n")
 
 
-def make_harmless(record: logging.LogRecord) -> bool:
-    """Escape and truncate the message and the additional fields of a record. Usable as a filter: returns True."""
+def make_harmless(record: logging.LogRecord) -> None:
+    """Escape and truncate the message and the additional fields of a record."""
     record.msg, record.args = escape(record.getMessage()), ()
     for name, value in vars(record).items():
         if name not in _STANDARD_FIELDS and isinstance(value, str):
             setattr(record, name, escape(value))
-    return True
 
 
 def escape(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from serving.engine.shared_limits import Count
     from serving.services.figures import Counts, Version
-    from serving.services.models import Models
+    from serving.services.loaded import LoadedModels
 
 log = logging.getLogger("serving")
 
@@ -48,7 +48,7 @@ def log_shutdown(lame_duck_s: float) -> None:
     log.info("shutting down: NOT_SERVING, answering for %s s more", lame_duck_s)
 
 
-def describe_server(models: Models, where: str, metrics_port: int | None) -> str:
+def describe_server(models: LoadedModels, where: str, metrics_port: int | None) -> str:
     """Return two lines: the models and where they are served, and where metrics are served.
 
     Args:
@@ -60,7 +60,7 @@ def describe_server(models: Models, where: str, metrics_port: int | None) -> str
     return f"serving {', '.join(models.served)} on {where}\n{metrics}"
 
 
-def find_obstacle(stopping: threading.Event, models: Models) -> str:
+def find_obstacle(stopping: threading.Event, models: LoadedModels) -> str:
     """Return why a server that has started answers no requests: it drains, or has no model. "" if it answers.
 
     Args:
@@ -84,6 +84,6 @@ class Part:
     """
 
     workers: int
-    models: Models
+    models: LoadedModels
     read_counts: Callable[[], Mapping[Version, Counts]]
     count: Callable[[str], Count]

@@ -23,8 +23,9 @@ from serving.services.backend import Backend
 from serving.services.classifier import Classifier
 from serving.services.figures import Figures
 from serving.services.inference import Inference
+from serving.services.loaded import Entry, LoadedModels
 from serving.services.metrics import Metrics
-from serving.services.models import Entry, Models
+from serving.services.models import Models
 from serving.services.open_inference import OpenInference
 from serving.services.processes import ProcessMetrics
 from serving.services.statistics import Statistics, take_figures
@@ -127,10 +128,11 @@ class Server:
             ProviderUnavailable: The execution provider does not work on this machine.
         """
         config = self._config
+        self._models: LoadedModels
         if self._part:
             self._models = self._part.models
             return
-        self._models = Models.open(
+        self._models = self._repository = Models.open(
             config.repository,
             config.pinned,
             config.keep,
@@ -231,7 +233,9 @@ class Server:
         self._resources.callback(self._executor.close)
         self._threads += self._executor.threads
         if self._part:
-            self._threads += start_threads(1, "freed-slots", lambda: self._executor.take_freed_slots(self._stopping))
+            closed = threading.Event()  # not ``_stopping``: requests are answered during a shutdown, too
+            self._resources.callback(closed.set)
+            self._threads += start_threads(1, "freed-slots", lambda: self._executor.take_freed_slots(closed))
         inference = Inference(self._executor, self._statistics, limits.default_deadline)
         return Backend(
             Classifier(models, limits, decodes),
@@ -303,4 +307,4 @@ class Server:
         self._executor.serve(self._models.loaded)
 
     def _watch_repository(self) -> None:
-        self._models.watch(self._config.poll, self._stopping)
+        self._repository.watch(self._config.poll, self._stopping)

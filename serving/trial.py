@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import resource
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -23,7 +24,8 @@ _MEMORY = re.compile("bad_alloc|allocate memory|Unable to allocate|Arena alloc f
 def main() -> None:
     """Load one artifact after the other until the socket is closed."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    Path("/proc/self/oom_score_adj").write_text("1000")  # out of memory, the kernel kills this process, not the server
+    if sys.platform == "linux":  # out of memory, the kernel kills this process, not the server
+        Path("/proc/self/oom_score_adj").write_text("1000")
     with socket.socket(fileno=0) as orders:
         while order := orders.recv(ORDER.size, socket.MSG_WAITALL):
             size, seconds, load_bytes, allow_uncertified = ORDER.unpack(order)
@@ -33,12 +35,11 @@ def main() -> None:
 
 
 def _set_limits(seconds: int, more_bytes: int) -> None:
-    """Set the resource limits to the current usage plus a number of CPU seconds and bytes of address space."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    now = {
-        resource.RLIMIT_CPU: (int(time.process_time()) + 1, seconds),
-        resource.RLIMIT_AS: (pages * resource.getpagesize(), more_bytes),
-    }
+    """Set the resource limits to the current usage plus a number of CPU seconds and, on Linux, bytes of memory."""
+    now = {resource.RLIMIT_CPU: (int(time.process_time()) + 1, seconds)}
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        now[resource.RLIMIT_AS] = (pages * resource.getpagesize(), more_bytes)
     for kind, (used, more) in now.items():
         hard = resource.getrlimit(kind)[1]
         limit = used + more if hard == resource.RLIM_INFINITY else min(used + more, hard)

@@ -57,7 +57,7 @@ def find_reason_to_end(call: Call, now: float, needed_s: float = 0.0) -> Excepti
     Args:
         call: The call of the request.
         now: The current time.
-        needed_s: The time that the network needs, in seconds.
+        needed_s: The time that the answer still needs, in seconds.
 
     Returns:
         The error to end the request with; None if its answer can still be used.
@@ -70,7 +70,7 @@ def find_reason_to_end(call: Call, now: float, needed_s: float = 0.0) -> Excepti
     if remaining_s <= needed_s:
         remaining_ms, needed_ms = remaining_s * 1e3, needed_s * 1e3
         return DeadlineExpired(
-            f"the deadline passes in {remaining_ms:.3g} ms, and the network needs {needed_ms:.3g} ms: the network did "
+            f"the deadline passes in {remaining_ms:.3g} ms, and the answer needs {needed_ms:.3g} ms: the network did "
             "not run"
         )
     return None

@@ -20,7 +20,7 @@ from serving.engine.call import Call
 from serving.engine.decodes import Decodes
 from serving.engine.decoding import count_decode_bytes, decode_requested
 from serving.services.inference import Read, Reading, Timed
-from serving.services.models import Models
+from serving.services.loaded import LoadedModels
 
 DESCRIPTOR = wire.DESCRIPTOR.services_by_name["Classifier"]
 
@@ -37,7 +37,7 @@ class Classifier:
         handlers: The handler of each method that runs no inference, by the method's name in the proto file.
     """
 
-    def __init__(self, models: Models, limits: Limits, decodes: Decodes) -> None:
+    def __init__(self, models: LoadedModels, limits: Limits, decodes: Decodes) -> None:
         self._models = models
         self._limits = limits
         self._decodes = decodes

@@ -218,8 +218,9 @@ class Work:
 
     def _reply(self, model: Model, read: Read, answer: Answer) -> Any:
         timed = Timed(answer.outputs, self._read_us, answer.wait_us, answer.inference_us)
+        reply = self._convert(read.write(timed))
         self._statistics.count_answer(model, read.inputs, *timed)
-        return self._convert(read.write(timed))
+        return reply
 
     def _end(self, outcome: Any) -> None:
         """Give back the place of the request, count the outcome and pass it on."""

@@ -1,4 +1,4 @@
-"""The models that requests can name, kept up to date with a model repository."""
+"""The models of a repository: new versions are checked and loaded while the old ones answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +15,10 @@ from evalmode.errors import (
     DeadlineExpired,
     ModelInvalid,
     ModelNotFound,
-    ModelUnspecified,
     TrialUnavailable,
     UsageError,
 )
+from serving.services.loaded import Entry, LoadedModels
 from serving.services.source import Key, Source
 from serving.threads import start_threads
 from serving.watching import WatchedFiles
@@ -35,35 +34,8 @@ LOOK_S = 0.2  # between two checks whether to stop, while waiting for versions t
 KEEP = 2  # versions of a model that stay loaded: the newest, and the one before it to roll back to
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A version in the model repository.
-
-    Attributes:
-        name: The name of the model.
-        version: The version number.
-        state: "READY", or "UNAVAILABLE" if the version is not loaded.
-        reason: Why it is not loaded, or what is wrong although it is; "" if nothing is.
-        failed: Whether it cannot be loaded, and no newer version is loaded in its place.
-    """
-
-    name: str
-    version: str
-    state: str
-    reason: str
-    failed: bool = False
-
-    @property
-    def ready(self) -> bool:
-        """Whether requests can name it."""
-        return self.state == "READY"
-
-
-class Models:
-    """The loaded models by name.
-
-    A request that names no version is answered by the newest one. A change affects later requests only: a request that
-    has found its model is answered by it.
+class Models(LoadedModels):
+    """The models of a repository, kept up to date with it.
 
     Args:
         loaded: The loaded versions of each model by name, the newest first.
@@ -72,22 +44,19 @@ class Models:
     """
 
     def __init__(self, loaded: Mapping[str, tuple[Model, ...]], source: Source, keep: int = KEEP) -> None:
-        self._loaded = loaded
+        super().__init__(loaded)
         self._source = source
         self._keep = keep
         self._jobs: queue.SimpleQueue[Key | None] = queue.SimpleQueue()
-        # Guards the attributes below, and every change of ``_loaded``.
-        self._changed = threading.Condition(threading.RLock())
+        # ``_changed`` guards the attributes below, too.
         self._closed = False
         self._tried: dict[Key, WatchedFiles] = {}  # the file of each version that was read
         self._on_trial: set[Key] = set()  # being checked and loaded, or waiting for it
-        self._arrived: dict[Key, Model] = {}  # loaded, but not yet among those that answer requests
         self._refused: dict[Key, Exception] = {}  # cannot be loaded
         self._quarantined: tuple[Model, ...] = ()  # loaded until another version can answer in their place
         self._unloaded: set[Key] = set()  # by a call
         self._lost: dict[str, str] = {}  # models that are still loaded but no longer in the repository, with the reason
         self._strays: dict[str, str] = {}  # paths that look like versions but are none, with the reason
-        self._on_change: Callable[[list[Entry]], None] = lambda entries: None
 
     @classmethod
     def open(
@@ -156,55 +125,12 @@ class Models:
             self._jobs.put(None)
 
     @property
-    def served(self) -> Mapping[str, Model]:
-        """The newest loaded version of each model by name, which answers requests that name no version."""
-        return {name: versions[0] for name, versions in self._loaded.items()}
-
-    @property
-    def loaded(self) -> tuple[Model, ...]:
-        """All loaded versions of all models."""
-        return tuple(model for versions in self._loaded.values() for model in versions)
-
-    @property
-    def arrived(self) -> tuple[Model, ...]:
-        """The versions that are loaded and may answer later: newer ones are still being checked."""
-        return tuple(self._arrived.values())
-
-    @property
     def on_trial(self) -> frozenset[Key]:
         """The versions that are being checked and loaded, or wait for it."""
         return frozenset(self._on_trial)
 
-    def find(self, name: str, version: str, field: str = "model") -> Model:
-        """Find the model that a request names.
-
-        Args:
-            name: The name of the model; "" is allowed if exactly one model is loaded.
-            version: The version, "" for the newest.
-            field: The request field that holds the name.
-
-        Raises:
-            ModelUnspecified: Several models are loaded and the request names none.
-            ModelNotFound: No such model or version is loaded.
-        """
-        loaded = self._loaded
-        if name or len(loaded) == 1:
-            for model in loaded.get(name or next(iter(loaded)), ()):
-                if version in ("", model.version):
-                    return model
-        known = ", ".join(f"{one.name}/{one.version}" for versions in loaded.values() for one in versions) or "none"
-        if not name and len(loaded) > 1:
-            raise ModelUnspecified(
-                f"several models are served: name one of {', '.join(loaded)}", field=field, served=known
-            )
-        wanted = f"{name or next(iter(loaded), '')}{'/' if version else ''}{version}"
-        hint = "; the version has a field of its own" if "/" in name else ""
-        raise ModelNotFound(
-            f"Request for unknown model: {wanted!r} is not found, served: {known}{hint}", model=wanted, served=known
-        )
-
     def list_entries(self) -> list[Entry]:
-        """All versions that are in the repository or loaded. Does not wait for versions that are being loaded."""
+        """See ``LoadedModels``. Does not wait for versions that are being loaded."""
         loaded, entries = self._loaded, []
         for name in sorted({*loaded, *self._source.layout.list_names()}):
             ready = [int(model.version) for model in loaded.get(name, ()) if model.version]
@@ -214,12 +140,6 @@ class Models:
                 failed = wanted and (name, version) in self._refused
                 entries.append(Entry(name, str(version), state, self._explain(name, version, ready), failed))
         return entries
-
-    def follow(self, on_change: Callable[[list[Entry]], None]) -> None:
-        """Call a function with all entries, now and whenever they change."""
-        with self._changed:
-            self._on_change = on_change
-            on_change(self.list_entries())
 
     def watch(self, poll_s: float, stop: threading.Event) -> None:
         """Follow the repository until ``stop`` is set, then close. New versions are loaded by other threads.

@@ -17,7 +17,7 @@ from serving.services.descriptions import describe_config, describe_metadata, de
 from serving.services.figures import Counts, Version
 from serving.services.inference import Inference, Read, Reading, Timed
 from serving.services.inputs import read_inputs
-from serving.services.models import Models
+from serving.services.loaded import LoadedModels
 from serving.services.outputs import BINARY_OUTPUTS, choose_form, choose_outputs, write_outputs
 from serving.services.status import explain
 from serving.services.tensors import BYTES, check_parameters
@@ -65,7 +65,7 @@ class OpenInference:
 
     def __init__(
         self,
-        models: Models,
+        models: LoadedModels,
         inference: Inference,
         limits: Limits,
         allow_nonfinite: bool = False,
@@ -125,10 +125,13 @@ class OpenInference:
         call = _end_sooner(call, request.parameters[TIMEOUT]) if TIMEOUT in request.parameters else call
         wanted, classes = choose_outputs(request, model)
         raw = choose_form(request, model, [name for name in wanted if name not in classes])
+        # ``write`` must not keep the request, which holds the inputs, alive.
+        request_id = request.id
+        is_marked = MARK_FINAL in request.parameters and request.parameters[MARK_FINAL].bool_param
 
         def write(timed: Timed) -> wire.ModelInferResponse:
-            reply = wire.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
-            if MARK_FINAL in request.parameters and request.parameters[MARK_FINAL].bool_param:
+            reply = wire.ModelInferResponse(model_name=model.name, model_version=model.version, id=request_id)
+            if is_marked:
                 reply.parameters[FINAL].bool_param = True  # a request has exactly one response, so it is the last
             outputs = {name: timed.outputs[name] for name in wanted}
             write_outputs(reply, outputs, classes, model.manifest.labels, raw)

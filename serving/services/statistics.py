@@ -16,7 +16,7 @@ from evalmode.runtime.model import Model
 from serving.engine.scheduler import Load
 from serving.services.drift import RecentImage
 from serving.services.figures import UNKNOWN, Counts, Figures, ModelFacts, Version, VersionState
-from serving.services.models import Models
+from serving.services.loaded import LoadedModels
 from serving.services.status import explain
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class Statistics:
             return {version: counts.copy() for version, counts in self.counts.items()}
 
 
-def take_figures(models: Models, statistics: Statistics, load: Load, images: bool = True) -> Figures:
+def take_figures(models: LoadedModels, statistics: Statistics, load: Load, images: bool = True) -> Figures:
     """Take the figures of this process.
 
     Args:

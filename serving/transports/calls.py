@@ -31,7 +31,7 @@ class OpenCall:
 
     Attributes:
         path: The full name of its method.
-        arrived: When it arrived, by ``time.monotonic``.
+        arrived: When it arrived, by ``time.monotonic``; of a stream, its newest request.
         deadline: Its deadline; ``math.inf`` if it has none.
         connection: The name of its connection, such as ``ipv4:10.0.0.7:51200``.
         state: Its state.
@@ -58,6 +58,11 @@ class OpenCall:
     def enter(self, state: str) -> None:
         """Change the state."""
         self.state, self.since = state, time.monotonic()
+
+    def begin_request(self) -> None:
+        """Begin the next request of a stream, whose time counts from now."""
+        self.enter(RUNNING)
+        self.arrived = self.since
 
     def end(self, error: RequestError) -> None:
         """End the call with an error: at once if it waits for its client, otherwise after the reply in progress."""

@@ -20,6 +20,7 @@ from contextlib import suppress
 import grpc
 
 from serving.engine.shared_limits import SharedLimit
+from serving.threads import start_threads
 from serving.transports.sockets import (
     count_bytes,
     end_sending,
@@ -81,9 +82,17 @@ class Connections:
         self._stop = threading.Event()
 
     def start(self) -> None:
-        """Sweep repeatedly, in a thread, until ``finish``."""
+        """Sweep repeatedly, in a thread, until ``stop``.
+
+        Raises:
+            ThreadsUnavailable: The system cannot start the thread.
+        """
         if sys.platform == "linux":
-            threading.Thread(target=self._watch, name="connections", daemon=True).start()
+            start_threads(1, "connections", self._watch)
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stop.set()
 
     def count_message(self, connection: str, size_bytes: int) -> None:
         """Count a message that has arrived completely.
@@ -110,6 +119,8 @@ class Connections:
         Args:
             reasons: The reason for each, by the name of the connection. Names of closed connections are ignored.
         """
+        if sys.platform != "linux":
+            return
         with find_connections(self._address) as connections:
             for one in filter(is_open, connections):
                 with suppress(OSError):  # the peer may have disconnected
@@ -125,7 +136,7 @@ class Connections:
         Args:
             wait_s: Seconds to wait for clients.
         """
-        self._stop.set()
+        self.stop()
         if sys.platform != "linux":
             return
         stop_listening(self._address)

@@ -27,7 +27,7 @@ from serving.engine.scheduler import Load
 from serving.engine.shared_limits import SharedLimit
 from serving.services import classifier, open_inference
 from serving.services.backend import Backend
-from serving.services.models import Entry
+from serving.services.loaded import Entry
 from serving.threads import Threads, join_threads, start_threads
 from serving.transports.addresses import find_local
 from serving.transports.calls import RECEIVING, RUNNING, SENDING, Calls
@@ -103,37 +103,38 @@ class GrpcioServer:
         self._backend = backend
         self._health = Health()
         self._shown: Iterable[str] = ()
-        self._loop = Loop()
-        self._calls = Calls(limits.message_timeout)
         self._behind = connections is not None
-        self._controls = Threads(CONTROL_THREADS, "control")
-        start_threads(1, "grpcio", lambda: None)  # grpcio crashes if it cannot start its own
         self._sweeping: asyncio.Task[None] | None = None
         options = (("grpc.so_reuseport", int(reuse_port)), *OPTIONS)  # without it another server could share the port
-        try:
+        with ExitStack() as opened:  # closed at once if anything fails
+            self._loop = Loop()
+            opened.callback(self._loop.close)
+            self._calls = Calls(limits.message_timeout)
+            self._controls = Threads(CONTROL_THREADS, "control")
+            opened.callback(self._controls.close)
+            start_threads(1, "grpcio", lambda: None)  # grpcio crashes if it cannot start its own
             self._server, self.port = self._loop.run(self._open(address, limits, credentials, options))
-        except AddressUnavailable:
-            self._loop.close()
-            self._controls.close()
-            raise
-        self.local_address = find_local(address, self.port)
-        self._resources = ExitStack()
-        if credentials or reuse_port:  # the port could lead to another process
-            folder = self._resources.enter_context(make_socket_folder())
-            self.local_address = f"unix:{folder}/grpcio"
-            self._server.add_insecure_port(self.local_address)
-        channel = grpc.insecure_channel(self.local_address, options=[("grpc.enable_http_proxy", 0)])
-        self._resources.callback(channel.close)
-        self._check_self = health_pb2_grpc.HealthStub(channel).Check
-        self._connections = connections or Connections(
-            address.removeprefix("unix:") if address.startswith("unix:") else self.port,
-            *limit_connections(backend, UNFINISHED_MESSAGES * limits.max_request_bytes),
-            partial(self._calls.find_connections, limits.max_request_bytes),
-            self._loop.is_behind,
-            self._ask_health,
-        )
-        self._handlers = Handlers(backend, self._loop, self._calls, self._connections, self._controls)
-        self._register(backend)
+            opened.callback(lambda: self._loop.run(self._stop()))
+            self.local_address = find_local(address, self.port)
+            if credentials or reuse_port:  # the port could lead to another process
+                folder = opened.enter_context(make_socket_folder())
+                self.local_address = f"unix:{folder}/grpcio"
+                self._server.add_insecure_port(self.local_address)
+            channel = grpc.insecure_channel(self.local_address, options=[("grpc.enable_http_proxy", 0)])
+            opened.callback(channel.close)
+            self._check_self = health_pb2_grpc.HealthStub(channel).Check
+            self._connections = connections or Connections(
+                address.removeprefix("unix:") if address.startswith("unix:") else self.port,
+                *limit_connections(backend, UNFINISHED_MESSAGES * limits.max_request_bytes),
+                partial(self._calls.find_connections, limits.max_request_bytes),
+                self._loop.is_behind,
+                self._ask_health,
+            )
+            if not self._behind:
+                opened.callback(self._connections.stop)
+            self._handlers = Handlers(backend, self._loop, self._calls, self._connections, self._controls)
+            self._register(backend)
+            self._resources = opened.pop_all()
 
     def start(self) -> None:
         """Answer calls, and report SERVING."""
@@ -183,13 +184,11 @@ class GrpcioServer:
         cut: int = self._loop.run(self._finish_calls(until))
         if not self._behind:
             self._connections.finish(min(FINISH_S, max(0.2, until - time.monotonic())))
-        self._end()
+        self._resources.close()
         return cut
 
     def close(self) -> None:
         """Release what is left of a server that was drained, or never started, and wait for its threads."""
-        if not self._loop.asyncio.is_closed():
-            self._end()
         self._resources.close()
         join_threads([*self._controls.threads, *self._loop.threads], JOIN_S)
 
@@ -265,15 +264,11 @@ class GrpcioServer:
         return self._calls.count(RUNNING, SENDING) if left else 0
 
     async def _stop(self) -> None:
-        if self._sweeping is not None:
+        if self._sweeping is None:  # it was not started, and grpc's core closes the port of a started server alone
+            await self._server.start()
+        else:
             self._sweeping.cancel()
         await self._server.stop(0)
-
-    def _end(self) -> None:
-        """Stop the server of grpc, and end the threads."""
-        self._loop.run(self._stop())
-        self._loop.close()
-        self._controls.close()
 
 
 def limit_connections(backend: Backend, unfinished_bytes: int) -> tuple[SharedLimit, SharedLimit]:

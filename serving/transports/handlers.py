@@ -245,7 +245,7 @@ class Handlers:
                 self._check(context, path)
                 self.streams.enter(call)
                 while (message := await self._receiver.read(call, context)) is not None:
-                    call.enter(RUNNING)
+                    call.begin_request()
                     await self._receiver.send(call, context, await reply(message, call))
             except (asyncio.CancelledError, Exception) as error:
                 if not await end_call(call, context, error):

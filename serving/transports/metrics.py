@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import socketserver
 import sys
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -16,6 +15,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from evalmode.errors import ThreadsUnavailable
+from serving.threads import start_threads
 from serving.transports.addresses import METRICS_PORT, explain_unavailable, resolve
 from serving.transports.liveness import Liveness
 
@@ -81,6 +82,7 @@ class MetricsServer:
 
     Raises:
         AddressUnavailable: The host is unknown, or the address cannot be bound.
+        ThreadsUnavailable: The system cannot start the thread.
     """
 
     def __init__(
@@ -94,20 +96,27 @@ class MetricsServer:
         for collector in collectors:
             self._registry.register(collector)
         self._probes = probes
-        (family, address), *_ = resolve(host, port)
-        try:
-            self._server = _make_server(family, address, self._answer)
-        except OSError as error:
-            raise explain_unavailable(error, host, port, METRICS_PORT) from error
+        found = resolve(host, port)
+        for number, (family, address) in enumerate(found, start=1):
+            try:
+                self._server = _make_server(family, address, self._answer)
+                break  # a name may also have addresses of other machines
+            except OSError as error:
+                if number == len(found):
+                    raise explain_unavailable(error, host, port, METRICS_PORT) from error
         self.port = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
-        self._thread.start()
+        try:
+            self._threads = start_threads(1, "metrics", self._server.serve_forever)
+        except ThreadsUnavailable:
+            self._server.server_close()
+            raise
 
     def close(self) -> None:
         """Stop listening, and wait for the thread that accepts connections."""
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _answer(self, path: str, accept: str) -> Response:
         """Return the response to a request with a path and an ``Accept`` header."""

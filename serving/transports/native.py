@@ -13,6 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,8 +26,8 @@ from evalmode.errors import AddressUnavailable, RequestError
 from serving.engine.scheduler import Load
 from serving.services.backend import Backend
 from serving.services.inference import Service, Unparsed, Work
-from serving.services.models import Entry
-from serving.threads import join_threads
+from serving.services.loaded import Entry
+from serving.threads import join_threads, start_threads
 from serving.transports.addresses import find_local
 from serving.transports.connections import Connections
 from serving.transports.grpcio import (
@@ -103,43 +104,45 @@ class NativeServer:
         self._parse = [GetMessageClass(method.input_type).FromString for method in INFER_METHODS]
         self._inference = inference
         self._limits = limits
-        self._folder = make_socket_folder()
-        socket = str(Path(self._folder.name) / "grpcio")
-        try:
-            self._front = NativeGrpcFront(
-                address,
-                [(path_of(method), False) for method in INFER_METHODS],
-                call_details=True,
-                max_concurrent_streams=STREAMS,
-                reuse_port=reuse_port,
-                io_threads=max(1, inference.executor.slots // SLOTS_PER_IO_THREAD),
-            )
-        except OSError as error:
-            raise AddressUnavailable(f"cannot listen on {address}: the port may be in use ({error})") from error
-        self.port = self._front.bound_port
-        # The port could lead to another process.
-        self.local_address = f"unix:{socket}" if reuse_port else find_local(address, self.port)
-        # Twice as much as with grpcio: a message over the limit is buffered, too, before it can be refused.
-        unfinished_bytes = 2 * max(MIN_UNFINISHED_BYTES, UNFINISHED_MESSAGES * limits.max_request_bytes)
-        self._connections = Connections(self.port, *limit_connections(backend, unfinished_bytes))
-        self._others = GrpcioServer(backend, f"unix:{socket}", connections=self._connections)
+        with ExitStack() as opened:  # closed at once if anything fails
+            self._folder = make_socket_folder()
+            opened.callback(self._folder.cleanup)
+            socket = str(Path(self._folder.name) / "grpcio")
+            try:
+                self._front = NativeGrpcFront(
+                    address,
+                    [(path_of(method), False) for method in INFER_METHODS],
+                    call_details=True,
+                    max_concurrent_streams=STREAMS,
+                    reuse_port=reuse_port,
+                    io_threads=max(1, inference.executor.slots // SLOTS_PER_IO_THREAD),
+                )
+            except OSError as error:
+                raise AddressUnavailable(f"cannot listen on {address}: the port may be in use ({error})") from error
+            opened.callback(self._front.close)
+            self.port = self._front.bound_port
+            # The port could lead to another process.
+            self.local_address = f"unix:{socket}" if reuse_port else find_local(address, self.port)
+            # Twice as much as with grpcio: a message over the limit is buffered, too, before it can be refused.
+            unfinished_bytes = 2 * max(MIN_UNFINISHED_BYTES, UNFINISHED_MESSAGES * limits.max_request_bytes)
+            self._connections = Connections(self.port, *limit_connections(backend, unfinished_bytes))
+            self._others = GrpcioServer(backend, f"unix:{socket}", connections=self._connections)
+            opened.pop_all()
         self._front.set_fallback(socket)
-        slots = inference.executor.slots
         self._calls: dict[int, _Call] = {}  # in flight; each change is one operation of the interpreter
         self._changed = threading.Condition()  # guards the attributes below; no call is in flight any more
         self._receiving = 0  # the number of threads that wait for calls
         self._draining = self._closed = False
         self._unattended = threading.Event()  # no thread waits for calls
-        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(slots)]
-        self._threads.append(threading.Thread(target=self._watch, daemon=True))
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """See ``GrpcioServer``."""
         self._others.start()
         self._connections.start()
         self._front.start()
-        for thread in self._threads:
-            thread.start()
+        self._threads += start_threads(self._inference.executor.slots, "calls", self._serve)
+        self._threads += start_threads(1, "watch", self._watch)
 
     def show(self, entries: Iterable[Entry]) -> None:
         """See ``GrpcioServer``."""
@@ -176,6 +179,7 @@ class NativeServer:
 
     def close(self) -> None:
         """See ``GrpcioServer``."""
+        self._connections.stop()
         if not self._closed:
             self._end_front()
         self._others.close()

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 from evalmode import errors
 from evalmode.errors import EvalmodeError, RequestError
+from serving.threads import start_threads
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +61,12 @@ class Channel:
         self.closed = threading.Event()
 
     def start(self) -> None:
-        """Receive, in a thread."""
-        threading.Thread(target=self._receive, name="channel", daemon=True).start()
+        """Receive, in a thread.
+
+        Raises:
+            ThreadsUnavailable: The system cannot start the thread.
+        """
+        start_threads(1, "channel", self._receive)
 
     def ask(
         self, kind: str, message: Message | None = None, data: bytes = b"", timeout_s: float | None = None

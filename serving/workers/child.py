@@ -13,7 +13,7 @@ from serving.services.source import Facts
 from serving.spawn import start_process
 from serving.transports.liveness import CHECK_S, LATE_S
 from serving.workers.channel import Answer, Channel, ChannelClosed, ChannelLate
-from serving.workers.state import Version
+from serving.workers.state import FileVersion
 
 log = logging.getLogger("serving")
 
@@ -65,14 +65,14 @@ class Child:
         self.channel.start()
         self.is_configured = self.is_listening = self.is_ready = False
         self.generation = 0
-        self.lacks: frozenset[Version] = frozenset()
+        self.lacks: frozenset[FileVersion] = frozenset()
 
     @property
     def pid(self) -> int:
         """The number of the process."""
         return self._process.pid
 
-    def load(self, version: Version, artifact: bytes, limit_s: float) -> Facts:
+    def load(self, version: FileVersion, artifact: bytes, limit_s: float) -> Facts:
         """Let the worker load a version.
 
         Args:

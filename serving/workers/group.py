@@ -17,7 +17,7 @@ from serving.threads import start_threads
 from serving.workers.channel import Answer, ChannelClosed, ChannelLate, Message
 from serving.workers.child import Child, WorkerEnded
 from serving.workers.quarantine import Quarantine
-from serving.workers.state import State, Version
+from serving.workers.state import FileVersion, State
 
 log = logging.getLogger("serving")
 
@@ -68,7 +68,7 @@ class WorkerGroup:
         self,
         settings: Settings,
         answer: Answer,
-        on_quarantine: Callable[[Version, ArtifactInvalid], object],
+        on_quarantine: Callable[[FileVersion, ArtifactInvalid], object],
         on_end: Callable[[int], object],
     ) -> None:
         self._settings = settings
@@ -80,7 +80,7 @@ class WorkerGroup:
         self._changed = threading.Condition()  # guards the following attributes
         self._children: dict[int, Child] = {}
         self._state: State | None = None
-        self._pending: set[Version] = set()
+        self._pending: set[FileVersion] = set()
         self._opened = False  # whether all workers have been ready
         self._failure: EvalmodeError | None = None
         self._stopping = threading.Event()
@@ -129,7 +129,7 @@ class WorkerGroup:
         silent_s = [float(answer[0]["silent_s"]) for answer in answers if answer]
         return max(silent_s) if silent_s and len(silent_s) == len(answers) else None
 
-    def take(self, version: Version, artifact: bytes) -> Facts:
+    def take(self, version: FileVersion, artifact: bytes) -> Facts:
         """Let one worker after the other load a version, which answers no requests yet.
 
         Args:
@@ -362,7 +362,7 @@ class WorkerGroup:
             missing = self._put(child, state, partial=True)
         self._set(child, generation=state.generation, lacks=frozenset(missing))
 
-    def _put(self, child: Child, state: State, partial: bool) -> list[Version]:
+    def _put(self, child: Child, state: State, partial: bool) -> list[FileVersion]:
         """Let a worker answer by a state, and return what it lacks. If it lacks any, only if ``partial`` is true."""
         with self._changed:
             pending = [*self._pending]  # it may have loaded more of them since the last time
@@ -376,7 +376,7 @@ class WorkerGroup:
         served = {version for versions in self._state.served.values() for version in versions}
         return not served or not served <= child.lacks
 
-    def _reload(self, child: Child, version: Version, state: State) -> None:
+    def _reload(self, child: Child, version: FileVersion, state: State) -> None:
         """Let a worker load a version that others serve. It serves without it if that fails.
 
         Raises:

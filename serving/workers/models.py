@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from evalmode.errors import DeadlineExpired, ServerLeaving
 from evalmode.runtime.loading import LoadOptions, load_artifact
-from serving.services.models import Entry, Models
-from serving.services.source import Facts, Source
+from serving.services.loaded import Entry, LoadedModels
+from serving.services.source import Facts
 from serving.workers.channel import Channel, ChannelClosed, ChannelLate, Message
+from serving.workers.state import FileVersion
 
-Version = tuple[str, str, str]  # name, version and digest
 
-
-class WorkerModels(Models):
+class WorkerModels(LoadedModels):
     """Models that the supervisor keeps up to date with the repository, in all workers alike.
 
     Args:
@@ -24,7 +22,7 @@ class WorkerModels(Models):
     """
 
     def __init__(self, options: LoadOptions, channel: Channel) -> None:
-        super().__init__({}, Source(Path()))
+        super().__init__({})
         self._options = options
         self._channel = channel
         self._entries: list[Entry] = []
@@ -47,8 +45,12 @@ class WorkerModels(Models):
         return Facts.of(model)
 
     def put(
-        self, served: Mapping[str, Sequence[Version]], entries: list[Entry], pending: Sequence[Version], partial: bool
-    ) -> list[Version]:
+        self,
+        served: Mapping[str, Sequence[FileVersion]],
+        entries: list[Entry],
+        pending: Sequence[FileVersion],
+        partial: bool,
+    ) -> list[FileVersion]:
         """Answer requests by these versions from now on, unless one of them is missing.
 
         Args:
@@ -78,7 +80,7 @@ class WorkerModels(Models):
         return missing
 
     def list_entries(self) -> list[Entry]:
-        """See ``Models``."""
+        """See ``LoadedModels``."""
         return self._entries
 
     def load(self, name: str, timeout_s: float | None = None) -> None:
@@ -122,7 +124,7 @@ class WorkerModels(Models):
             raise ServerLeaving("the server is shutting down: call another server") from error
 
 
-def _mark_missing(entry: Entry, missing: Sequence[Version]) -> Entry:
+def _mark_missing(entry: Entry, missing: Sequence[FileVersion]) -> Entry:
     """Return an entry as this worker reports it: a version that only other workers have is not ready here."""
     if (entry.name, entry.version) in {(name, version) for name, version, _ in missing}:
         return replace(entry, state="UNAVAILABLE", reason=entry.reason or "this worker could not load it", failed=True)

@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 
 from evalmode.errors import ArtifactInvalid, TrialUnavailable
-from serving.workers.state import Version
+from serving.workers.state import FileVersion
 
 MAX_ENDS = 2  # the first may have another reason: the system was short of memory, or an operator ended the process
 
@@ -18,15 +18,15 @@ class Quarantine:
         self._lock = threading.Lock()
         self._ends: Counter[str] = Counter()
 
-    def __contains__(self, version: Version) -> bool:
+    def __contains__(self, version: FileVersion) -> bool:
         """Whether a version is not loaded again."""
         return self._ends[version[2]] >= MAX_ENDS
 
-    def has_ended_one(self, version: Version) -> bool:
+    def has_ended_one(self, version: FileVersion) -> bool:
         """Whether a worker has ended while it loaded a version."""
         return bool(self._ends[version[2]])
 
-    def note_end(self, version: Version, how: str) -> ArtifactInvalid | TrialUnavailable:
+    def note_end(self, version: FileVersion, how: str) -> ArtifactInvalid | TrialUnavailable:
         """Note that a worker ended while it loaded a version.
 
         Args:
@@ -48,7 +48,7 @@ class Quarantine:
             "file changes or a call loads it"
         )
 
-    def note_loaded(self, version: Version) -> None:
+    def note_loaded(self, version: FileVersion) -> None:
         """Note that a version was loaded: what happened before does not count.
 
         Args:

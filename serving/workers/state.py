@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from evalmode.errors import ArtifactInvalid
-from serving.services.models import Entry, Models
+from serving.services.loaded import Entry
+from serving.services.models import Models
 from serving.services.source import Facts, Key
 
 MAX_ARTIFACT_BYTES = 2**31 - 1  # protobuf's own limit
 
-Version: TypeAlias = tuple[str, str, str]  # name, version and digest
+FileVersion: TypeAlias = tuple[str, str, str]  # name, version and digest
 
 
 class Artifact:
@@ -84,7 +85,7 @@ class Loaded:
         return self.facts.version
 
     @property
-    def key(self) -> Version:
+    def key(self) -> FileVersion:
         """The name, the version and the digest."""
         return self.name, self.version, self.artifact.digest
 
@@ -102,10 +103,10 @@ class State:
         generation: The number of the state, which grows by one with each.
     """
 
-    served: Mapping[str, list[Version]]
+    served: Mapping[str, list[FileVersion]]
     entries: list[Entry]
-    artifacts: Mapping[Version, Artifact] = field(default_factory=dict)
-    arrived: frozenset[Version] = frozenset()
+    artifacts: Mapping[FileVersion, Artifact] = field(default_factory=dict)
+    arrived: frozenset[FileVersion] = frozenset()
     on_trial: frozenset[Key] = frozenset()
     generation: int = 0
 
@@ -119,7 +120,7 @@ class State:
         """
         loaded: Any = models.loaded  # each is a ``Loaded``
         arrived: Any = models.arrived  # the same
-        served: dict[str, list[Version]] = {}
+        served: dict[str, list[FileVersion]] = {}
         for one in loaded:
             served.setdefault(one.name, []).append(one.key)
         artifacts = {one.key: one.artifact for one in loaded}
@@ -129,7 +130,7 @@ class State:
         """The same state with a number."""
         return replace(self, generation=generation)
 
-    def may_follow(self, version: Version) -> bool:
+    def may_follow(self, version: FileVersion) -> bool:
         """Whether a version that workers have loaded, and that is not served, may be served later.
 
         Args:
@@ -138,7 +139,7 @@ class State:
         name, number, _ = version
         return version in self.arrived or (name, int(number)) in self.on_trial
 
-    def read(self, version: Version) -> bytes:
+    def read(self, version: FileVersion) -> bytes:
         """The file of a version.
 
         Raises:

@@ -15,8 +15,9 @@ from serving.config import LogConfig, ServeConfig
 from serving.logs import find_stream
 from serving.part import Drained, describe_server, find_obstacle, log_shutdown
 from serving.process import CLOSE_S, exit_now, exit_within, listen_for_signals, log_phase
+from serving.services.loaded import Entry
 from serving.services.metrics import Metrics
-from serving.services.models import Entry, Models
+from serving.services.models import Models
 from serving.services.processes import ProcessMetrics
 from serving.threads import start_threads
 from serving.transports.liveness import Liveness
@@ -29,7 +30,7 @@ from serving.workers.group import Settings, WorkerGroup
 from serving.workers.port import hold_port
 from serving.workers.repository import SharedSource
 from serving.workers.snapshots import encode_figures
-from serving.workers.state import State, Version
+from serving.workers.state import FileVersion, State
 
 log = logging.getLogger("serving")
 
@@ -176,7 +177,7 @@ class Supervisor:
         self._gathering.end(number)
         self._counters.clear(number - 1)
 
-    def _quarantine(self, version: Version, error: ArtifactInvalid) -> None:
+    def _quarantine(self, version: FileVersion, error: ArtifactInvalid) -> None:
         """Replace a version that workers cannot load any more by another one."""
         name, number, _ = version
         self._models.quarantine((name, int(number)), error)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping
 from functools import partial
 
-from evalmode.errors import ServerLeaving
+from evalmode.errors import DeadlineExpired, ServerLeaving
 from evalmode.limits import Limits
 from evalmode.runtime.cpus import count_cpus
 from serving.config import ServeConfig
@@ -20,7 +20,7 @@ from serving.logs import set_up_log
 from serving.part import Part
 from serving.process import exit_now, exit_within
 from serving.services.figures import Counts, Version
-from serving.services.models import Entry
+from serving.services.loaded import Entry
 from serving.transports.sockets import close_listeners_first
 from serving.trials import Trials
 from serving.workers.channel import Channel, ChannelClosed, ChannelLate, Message
@@ -133,10 +133,13 @@ class Worker:
         """The counters of all workers.
 
         Raises:
-            ServerLeaving: The supervisor does not answer.
+            DeadlineExpired: The supervisor has not answered in time.
+            ServerLeaving: The supervisor has ended.
         """
         try:
             _, snapshot = self.channel.ask("counts", timeout_s=COUNTS_S)
-        except (ChannelClosed, ChannelLate) as error:
+        except ChannelLate as error:
+            raise DeadlineExpired(f"the counters of all workers did not arrive within {COUNTS_S:g} s: retry") from error
+        except ChannelClosed as error:
             raise ServerLeaving("the server is shutting down: call another server") from error
         return decode_figures(snapshot).counts

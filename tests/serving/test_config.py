@@ -134,6 +134,12 @@ def test_python_values_are_converted_to_the_type_of_the_field() -> None:
     assert make_config(model="cats@3").model == ("cats@3",)
 
 
+def test_a_model_is_pinned_to_one_version() -> None:
+    assert make_config(model=["cats@3", "cats@3"]).pinned == {"cats": 3}
+    with pytest.raises(UsageError, match="cats is pinned to the versions 3 and 4: choose one"):
+        make_config(model=["cats@3", "dogs@1", "cats@4"])
+
+
 def test_the_constructor_checks_the_configuration_too() -> None:
     with pytest.raises(UsageError, match="port 65536 is out of range"):
         ServeConfig(repository=Path("models"), port=65536)

@@ -30,7 +30,7 @@ from benchmarks.http2 import CHECK, PREDICT, Connection, encode_call, message
 from benchmarks.soak import leaks
 from evalmode.client import CallFailed, Client
 from evalmode.wire import classifier_pb2 as wire
-from serving.logs import MAX_CHARACTERS, QUEUED_RECORDS, QueuedHandler, escape, make_harmless
+from serving.logs import MAX_CHARACTERS, QUEUED_RECORDS, QueuedHandler, escape
 from tests.conftest import encode, plain, serving
 from tests.serving.conftest import WAIT_S, spawn, wait_until
 
@@ -51,12 +51,10 @@ def logged(request: pytest.FixtureRequest) -> Callable[..., str]:
 
     def write(*arguments: Any, **facts: Any) -> str:
         stream = io.StringIO()
-        handler = logging.StreamHandler(stream)
-        if request.param == "json":
-            handler.setFormatter(JsonFormatter("%(message)s"))
-        handler.addFilter(make_harmless)
-        log.handlers = [handler]
+        form = JsonFormatter("%(message)s") if request.param == "json" else logging.Formatter()
+        log.handlers = [QueuedHandler(stream, form)]
         log.error(*arguments, **facts)
+        log.handlers[0].flush()
         return stream.getvalue()
 
     return write
@@ -80,6 +78,22 @@ class TestEvent:
         assert len(logged("model %s", long)) < MAX_CHARACTERS + 100
         assert len(logged("x", extra={"model": long, "version": long})) < 2 * MAX_CHARACTERS + 100
         assert len(logged("model %s", "\n" * MAX_CHARACTERS)) < 6 * MAX_CHARACTERS
+
+
+def test_a_record_that_cannot_be_formatted_does_not_fail_the_caller(
+    logged: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert logged("%d images", "some") == ""
+    assert "'%d images'" in capsys.readouterr().err
+
+
+def test_every_line_of_a_traceback_is_escaped(logged: Callable[..., str]) -> None:
+    try:
+        raise ValueError(HOSTILE["escape code"])
+    except ValueError as error:
+        lines = logged("failed", exc_info=error)
+    assert "ValueError" in lines
+    assert all(line.isprintable() for line in lines.rstrip("\n").split("\n"))
 
 
 def test_printable_text_is_not_escaped() -> None:

@@ -239,6 +239,17 @@ def test_a_label_that_is_not_valid_unicode_is_escaped(tmp_path: Path) -> None:
         assert scrape(server)("evalmode_predictions_total") == {("colours", "1", "\\ud800"): 1}
 
 
+def test_an_answer_that_cannot_be_sent_is_counted_once(tmp_path: Path) -> None:
+    publish(tmp_path, "colours", colour_artifact(("\ud800", "green", "blue")))
+    request = classifier_pb2.PredictRequest(image=encode(plain("red")))
+    with serving(tmp_path) as server, grpc.insecure_channel(server.address) as channel:
+        with pytest.raises(grpc.RpcError) as failed:  # protobuf cannot encode the label
+            classifier_pb2_grpc.ClassifierStub(channel).Predict(request, timeout=WAIT_S)
+        assert failed.value.code() is grpc.StatusCode.INTERNAL
+        counted = scrape(server)("evalmode_requests_total")
+        assert sum(counted.values()) == 1
+
+
 def test_a_client_that_resets_its_connection_is_not_logged(fresh: Server) -> None:
     for _ in range(3):
         host, port = fresh.metrics.split(":")

@@ -29,7 +29,8 @@ from evalmode.errors import (
 )
 from evalmode.limits import Limits
 from evalmode.runtime.loading import load_model
-from serving.services.models import ALL, Entry, Models
+from serving.services.loaded import Entry
+from serving.services.models import ALL, Models
 from serving.trials import Trials
 from tests.conftest import COLOURS, colour_artifact, serving
 from tests.hostile import endless_loop

@@ -48,7 +48,7 @@ from benchmarks.http2 import (
 from evalmode.artifact.publishing import publish
 from evalmode.artifact.tensors import Tensors
 from evalmode.client import Client
-from evalmode.errors import RequestError
+from evalmode.errors import AddressUnavailable, RequestError
 from evalmode.limits import Limits
 from evalmode.runtime.cpus import count_cpus
 from evalmode.runtime.model import ImageClassifier, Model
@@ -74,6 +74,7 @@ from tests.serving.conftest import (
     Direct,
     classify_by,
     listen,
+    make_backend,
     make_executor,
     spawn,
     wait_until,
@@ -1040,3 +1041,20 @@ class TestDrain:
     def test_refuses_requests_after_its_end(self, local: LocalServer) -> None:
         assert local.drain(1) == 0
         assert refused(lambda: local.stub.Predict(RED, timeout=WAIT_S)).code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_start_that_fails_leaves_no_thread_and_no_port(model: ImageClassifier) -> None:
+    backend = make_backend(classify_by(model), Limits())
+    before = set(threading.enumerate())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (
+        patch("serving.transports.grpcio.make_socket_folder", side_effect=AddressUnavailable("no folder")),
+        pytest.raises(AddressUnavailable, match="no folder"),
+    ):
+        GrpcioServer(backend, f"127.0.0.1:{port}", reuse_port=True)
+    prefixes = ("event-loop", "control", "connections")
+    wait_until(lambda: not [one for one in set(threading.enumerate()) - before if one.name.startswith(prefixes)])
+    with socket.create_server(("127.0.0.1", port)):
+        pass

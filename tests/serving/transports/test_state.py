@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 from unittest.mock import patch
 
@@ -266,6 +268,22 @@ def test_a_drain_waits_for_the_request_of_a_stream(local: LocalServer) -> None:
     local.blocked.release()
     assert drained.result(WAIT_S) == 0
     assert next(sent_request.call).infer_response.model_name == "colours"
+
+
+def test_the_time_of_a_request_in_a_stream_counts_from_its_own_arrival(model: ImageClassifier) -> None:
+    to_send: SimpleQueue[wire.ModelInferRequest | None] = SimpleQueue()
+    with LocalServer(model, Limits(default_deadline=1)) as local:
+        local.blocked.release(3)
+        stream = local.stub.ModelStreamInfer(iter(to_send.get, None), timeout=None)
+        for number, timeout_us in enumerate((0, 0, 1_000_000)):
+            request = make_pixel_request(str(number))
+            if timeout_us:
+                request.parameters["timeout"].int64_param = timeout_us
+            time.sleep(0.7 * number)  # the last two are sent later than a second after the stream began
+            to_send.put(request)
+            reply = next(stream)
+            assert (reply.error_message, reply.infer_response.id) == ("", str(number))
+        to_send.put(None)
 
 
 def test_a_drain_ends_a_stream_after_its_current_reply(local: LocalServer) -> None:

@@ -26,7 +26,7 @@ from serving.workers.counters import create_counters
 from serving.workers.group import Settings, WorkerGroup
 from serving.workers.repository import SharedSource
 from serving.workers.snapshots import decode_figures
-from serving.workers.state import State, Version
+from serving.workers.state import FileVersion, State
 from serving.workers.supervisor import make_settings
 from tests.conftest import colour_artifact
 from tests.hostile import endless_loop
@@ -55,7 +55,7 @@ class Started:
         self.group = WorkerGroup(settings, lambda kind, message, data: ({}, b""), self.quarantine, self.ended.append)
         self.group.start()
 
-    def quarantine(self, version: Version, error: ArtifactInvalid) -> None:
+    def quarantine(self, version: FileVersion, error: ArtifactInvalid) -> None:
         self.models.quarantine((version[0], int(version[1])), error)
 
     def follow(self) -> None:
@@ -150,7 +150,7 @@ def test_a_version_that_ends_workers_when_they_are_started_again_is_replaced(
     assert group.wait_until_published(30)
     reads: list[int] = []
 
-    def read(state: State, version: Version) -> bytes:
+    def read(state: State, version: FileVersion) -> bytes:
         reads.append(group.list_processes()[0])
         return endless_loop() if version[1] == "2" else state.artifacts[version].read()
 
@@ -170,7 +170,7 @@ def test_a_worker_without_a_model_takes_no_connections(started: Started, reposit
     models, group = started.models, started.group
     reads: list[int] = []
 
-    def read(state: State, version: Version) -> bytes:
+    def read(state: State, version: FileVersion) -> bytes:
         reads.append(group.list_processes()[0])
         return endless_loop()
 

@@ -10,7 +10,7 @@ import pytest
 
 from evalmode.errors import DeadlineExpired, ServerLeaving
 from evalmode.runtime.loading import DEFAULT_OPTIONS
-from serving.services.models import Entry
+from serving.services.loaded import Entry
 from serving.workers.channel import Channel, Message
 from serving.workers.models import WorkerModels
 from tests.conftest import COLOURS, colour_artifact

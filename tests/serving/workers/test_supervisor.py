@@ -251,6 +251,14 @@ def test_a_server_of_workers_is_not_ready_while_it_drains(colours: Path) -> None
         assert read(server, "/livez")[0] == 200
 
 
+def test_workers_ignore_the_files_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one.onnx", "two.onnx"):
+        (tmp_path / name).write_bytes(colour_artifact())
+    monkeypatch.chdir(tmp_path)
+    with serving(Path("one.onnx"), "--workers", 2) as running, connected(running) as channels:
+        assert list_versions(channels) == {"1"}
+
+
 def test_workers_end_when_their_supervisor_has_vanished(server: Server) -> None:
     workers = find_workers(server.process.pid)
     server.process.kill()
