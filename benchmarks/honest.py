@@ -16,6 +16,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -171,12 +172,13 @@ class Memory:
         self._thread.join()
 
     def now_mb(self) -> float:
-        """Resident memory in megabytes; 0 once the server has stopped."""
-        try:
-            every = [self._server, *self._server.children(recursive=True)]
-            return round(sum(one.memory_info().rss for one in every) / 1e6, 1)
-        except psutil.NoSuchProcess:
-            return 0.0
+        """Resident memory in megabytes; 0 once the server has stopped. What processes share counts for each."""
+        total = 0
+        with suppress(psutil.NoSuchProcess):  # the server has stopped
+            for one in (self._server, *self._server.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):  # a child has ended since
+                    total += one.memory_info().rss
+        return round(total / 1e6, 1)
 
     def start_again(self) -> None:
         """Use the current memory as the idle value."""

@@ -69,8 +69,8 @@ def measure(name: str, measurement: Measurement, inputs: Inputs, folder: Path) -
     log = out.with_suffix(".log")
     try:
         values = {one: inputs.find(one) for one in measurement.list_inputs()}
-    except subprocess.CalledProcessError as error:
-        return Ended((time.monotonic() - started) / 60, error.returncode, str(error), False)
+    except (subprocess.CalledProcessError, OSError, ValueError) as error:
+        return Ended((time.monotonic() - started) / 60, 1, str(error), False)
     with log.open("w") as output:
         for words in measurement.list_arguments(values | {PLOT: [str(out.with_suffix(".png"))]}):
             command = list_command(f"benchmarks.{measurement.module}", *words, "--out", out)

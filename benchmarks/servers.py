@@ -10,13 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from benchmarks.processes import make_environment
 from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.tensors import INPUT
 from evalmode.certification.certify import certify, draw_golden, strip
 from evalmode.images.pixels import PixelContract
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
 
 SIDE = 32
 EVALMODE = ("-m", "evalmode")
@@ -34,13 +38,38 @@ def make_artifact(labels: tuple[str, ...], **properties: Any) -> bytes:
     import torch
 
     from training.networks.reference import Reference
-    from training.onnx_export import Deployed, export_graph
 
     torch.manual_seed(0)
-    graph, _ = export_graph(Deployed(Reference(3, SIDE, SIDE, len(labels)).eval()), (SIDE, SIDE, 3))
-    golden = draw_golden(CONTRACT, len(labels))
-    manifest = ClassifierManifest(labels, CONTRACT, properties)
-    return certify(strip(graph), manifest, {INPUT: golden}, ("",) * len(golden), difference=0.0)
+    graph = export_untrained(Reference(3, SIDE, SIDE, len(labels)), CONTRACT)
+    return certify_untrained(graph, CONTRACT, labels, **properties)
+
+
+def export_untrained(network: nn.Module, contract: PixelContract) -> onnx.ModelProto:
+    """Export a network as it is, in eval mode.
+
+    Args:
+        network: The network.
+        contract: The shape of its pixels.
+    """
+    from training.onnx_export import Deployed, export_graph
+
+    return strip(export_graph(Deployed(network.eval()), contract.shape)[0])
+
+
+def certify_untrained(
+    graph: onnx.ModelProto, contract: PixelContract, labels: tuple[str, ...], **properties: Any
+) -> bytes:
+    """Certify a graph whose answers mean nothing.
+
+    Args:
+        graph: The graph.
+        contract: The pixel contract.
+        labels: The labels.
+        properties: Further properties of the manifest.
+    """
+    golden = draw_golden(contract, len(labels))
+    manifest = ClassifierManifest(labels, contract, properties)
+    return certify(graph, manifest, {INPUT: golden}, ("",) * len(golden), difference=0.0)
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +110,7 @@ def serving(
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as process:
         assert process.stdout is not None
         try:
-            address, metrics = (f"127.0.0.1:{process.stdout.readline().split()[-1]}" for _ in range(2))
+            address, metrics = (f"127.0.0.1:{read_port(process, log)}" for _ in range(2))
             yield Server(process, address, metrics)
         finally:
             process.terminate()
@@ -89,6 +118,23 @@ def serving(
                 process.wait(LONGEST_STOP_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def read_port(process: subprocess.Popen[str], log: IO[str] | None = None) -> int:
+    """Read a line of a server that starts, and return the port at its end.
+
+    Args:
+        process: The server.
+        log: The file of its log; None: this process's stderr.
+
+    Raises:
+        SystemExit: The server has ended.
+    """
+    assert process.stdout is not None
+    if line := process.stdout.readline():
+        return int(line.split()[-1])
+    said = Path(log.name).read_text().strip() if log else "see above"
+    raise SystemExit(f"the server ended with exit code {process.wait()}: {said}")
 
 
 def free_port() -> int:

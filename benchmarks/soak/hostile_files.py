@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import grpc
 import psutil
 
+from benchmarks.honest import Memory
 from benchmarks.record import add_out, write_result
 from benchmarks.servers import serving
 from evalmode.artifact.publishing import publish
@@ -33,7 +33,7 @@ from tests.hostile import FILES, endless_loop
 
 REFUSED_S = 60
 HONEST_S = 15  # while an endless file is still on trial
-MAX_BYTES = 1e9
+MAX_MB = 1000
 END_S = 2  # interpreter and sockets; the trial itself could take --load-seconds
 MUTATE = """
 import sys, os
@@ -55,35 +55,6 @@ print(loaded)
 """
 
 
-class Memory:
-    """Samples the peak memory of a server and its children together."""
-
-    def __init__(self, pid: int) -> None:
-        self.process, self.most, self._stop = psutil.Process(pid), 0, threading.Event()
-        self.idle = self.measure()
-        self._thread = threading.Thread(target=self._sample)
-        self._thread.start()
-
-    def measure(self) -> int:
-        """Measure the bytes now. Memory shared by both counts twice."""
-        total = 0
-        for process in (self.process, *self.process.children(recursive=True)):
-            try:
-                total += process.memory_info().rss
-            except psutil.NoSuchProcess:
-                continue
-        return total
-
-    def _sample(self) -> None:
-        while not self._stop.wait(0.02):
-            self.most = max(self.most, self.measure())
-
-    def stop(self) -> None:
-        """Stop sampling."""
-        self._stop.set()
-        self._thread.join()
-
-
 def main() -> None:
     """Publish the files, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -95,8 +66,7 @@ def main() -> None:
     results = {"files": files, "end": end, "mutations": trace_mutations(arguments.mutations)}
     write_result(arguments, results)
     held = all(
-        one["refused_s"] <= REFUSED_S and one["honest_served"] and one["more_bytes"] <= MAX_BYTES
-        for one in files.values()
+        one["refused_s"] <= REFUSED_S and one["honest_served"] and one["more_mb"] <= MAX_MB for one in files.values()
     )
     held &= end["exit_code"] == 0 and end["seconds"] <= END_S
     held &= not (results["mutations"]["loaded"] or results["mutations"]["opened"])
@@ -112,29 +82,28 @@ def drop_all(repository: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         stub = wire_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         for name, build in FILES.items():
             hostile = build()
-            memory = Memory(server.process.pid)
-            started = time.monotonic()
-            version = publish(repository, "victim", hostile).parent
-            honest = publish(repository, "honest", colour_artifact()).parent.name
-            served_s = refused_s = None
-            reason = ""
-            while time.monotonic() < started + 2 * REFUSED_S and (served_s is None or refused_s is None):
-                time.sleep(0.05)
-                for entry in stub.RepositoryIndex(wire.RepositoryIndexRequest(), timeout=5).models:
-                    now = round(time.monotonic() - started, 2)
-                    if (entry.name, entry.version) == ("honest", honest) and entry.state == "READY":
-                        served_s = served_s or now
-                    if (entry.name, entry.version) == ("victim", version.name):
-                        waits = re.search("not loaded|is served|being checked", entry.reason)
-                        if entry.reason and not waits and refused_s is None:
-                            refused_s, reason = now, entry.reason
-            memory.stop()
+            with Memory(server.process.pid) as memory:
+                started = time.monotonic()
+                version = publish(repository, "victim", hostile).parent
+                honest = publish(repository, "honest", colour_artifact()).parent.name
+                served_s = refused_s = None
+                reason = ""
+                while time.monotonic() < started + 2 * REFUSED_S and (served_s is None or refused_s is None):
+                    time.sleep(0.05)
+                    for entry in stub.RepositoryIndex(wire.RepositoryIndexRequest(), timeout=5).models:
+                        now = round(time.monotonic() - started, 2)
+                        if (entry.name, entry.version) == ("honest", honest) and entry.state == "READY":
+                            served_s = served_s or now
+                        if (entry.name, entry.version) == ("victim", version.name):
+                            waits = re.search("not loaded|is served|being checked", entry.reason)
+                            if entry.reason and not waits and refused_s is None:
+                                refused_s, reason = now, entry.reason
             found[name] = {
                 "bytes": len(hostile),
                 "refused_s": refused_s or 2 * REFUSED_S,
                 "honest_served_s": served_s,
                 "honest_served": served_s is not None and served_s <= HONEST_S,
-                "more_bytes": memory.most - memory.idle,
+                "more_mb": round(memory.most_mb - memory.idle_mb, 1),
                 "reason": reason.replace(str(repository), "models"),
             }
             print(name, found[name], flush=True)

@@ -236,10 +236,6 @@ def send(address: str, begin: Begin, count: int, outcomes: Counter[str]) -> None
     begun, moved = 0, time.monotonic()
     while begun < count or any(one.open_streams for one in connections):
         for place, one in enumerate(connections):
-            if not one.alive or (one.going and not one.open_streams):
-                outcomes["connections lost"] += 1
-                one.close()
-                one = connections[place] = Connection(address)
             if begun < count and one.ready and not one.going and not one.open_streams:
                 requests = min(IN_FLIGHT, count - begun)
                 for _ in range(requests):

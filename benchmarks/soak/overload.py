@@ -28,11 +28,15 @@ from PIL import Image
 from benchmarks.generator import Generating
 from benchmarks.honest import Asking
 from benchmarks.record import add_out, write_result
-from benchmarks.servers import Server, add_server_options, list_server_options, serving
-from evalmode.artifact.manifest import ClassifierManifest
+from benchmarks.servers import (
+    Server,
+    add_server_options,
+    certify_untrained,
+    export_untrained,
+    list_server_options,
+    serving,
+)
 from evalmode.artifact.publishing import publish
-from evalmode.artifact.tensors import INPUT
-from evalmode.certification.certify import certify, draw_golden, strip
 from evalmode.images.pixels import PixelContract
 from evalmode.wire import classifier_pb2
 
@@ -94,15 +98,11 @@ def main() -> None:
 def make_network(repository: Path, network: Network) -> None:
     """Certify and publish a network."""
     from training.networks.compact import Compact
-    from training.onnx_export import Deployed, export_graph
 
     torch.manual_seed(0)
-    side = network.side
-    graph, _ = export_graph(Deployed(Compact(3, side, side, 10, network.width).eval()), (side, side, 3))
-    contract = PixelContract(side, side, 3)
-    manifest = ClassifierManifest(tuple(map(str, range(10))), contract)
-    artifact = certify(strip(graph), manifest, {INPUT: draw_golden(contract, 10)}, ("",) * 16, difference=0.0)
-    publish(repository, "network", artifact)
+    contract = PixelContract(network.side, network.side, 3)
+    graph = export_untrained(Compact(3, network.side, network.side, 10, network.width), contract)
+    publish(repository, "network", certify_untrained(graph, contract, tuple(map(str, range(10)))))
 
 
 def make_request(kind: str, side: int) -> bytes:

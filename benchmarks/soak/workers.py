@@ -3,7 +3,7 @@
     python -m benchmarks.soak.workers --out FILE [--transport native] [--kills 50]
 
 16 callers in a closed loop over 8 connections, without retries. SIGKILL ends one worker after the other. Exit 1 if a
-call ended with anything but OK or UNAVAILABLE, if a kill failed more than two calls of a caller (one in flight, and one
+call ended with anything but OK or UNAVAILABLE, if a kill failed more than two calls per caller (one in flight, and one
 that was sent before the client noticed), or if the server was ready again only after more than 2 s.
 """
 
@@ -26,14 +26,15 @@ from typing import Any
 import grpc.aio
 
 from benchmarks.honest import make_request
+from benchmarks.http2 import PREDICT
 from benchmarks.record import add_out, write_result
 from benchmarks.servers import Server, make_artifact, serving
 from benchmarks.worker_processes import find_workers
 from evalmode.artifact.publishing import publish
 
 CALLERS, CHANNELS = 16, 8
+MAX_FAILED = 2 * CALLERS  # after a kill
 OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
-PREDICT = "/evalmode.v1.Classifier/Predict"
 SETTLE_S = 1.5  # between two kills; a worker that lives for less than 1 s is started again after a delay
 POLL_S = 0.005
 BACK_S = 2.0
@@ -91,7 +92,7 @@ async def kill_repeatedly(server: Server, kills: int) -> dict[str, Any]:
         failed = {code: count for code, count in (codes - before).items() if code != "OK"}
         results.append({"back_s": round(back_s, 3), "failed": failed, "answered": codes["OK"] - before["OK"]})
         misses |= {f"ended with {code}" for code in failed.keys() - {"UNAVAILABLE"}}
-        misses |= {"more calls failed than were in flight"} if sum(failed.values()) > 2 * CALLERS else set()
+        misses |= {f"more than {MAX_FAILED} calls failed after a kill"} if sum(failed.values()) > MAX_FAILED else set()
         misses |= {f"not ready within {BACK_S} s"} if back_s > BACK_S else set()
         print(f"{number + 1:3} {results[-1]}", flush=True)
     stop.set()

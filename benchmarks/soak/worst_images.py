@@ -50,6 +50,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="those whose name has this in it")
     add_out(parser, required=False)
     options = parser.parse_args()
+    if options.server and not options.pid:
+        parser.error("--server needs --pid, the process of the server")
     return_large_blocks()
     chosen = {name: make(1.0) for name, make in WORST.items() if options.only in name}
     processes = [options.pid, *find_workers(options.pid)] if options.pid else []
@@ -94,7 +96,6 @@ def judge(name: str, image: bytes, options: argparse.Namespace, idle_bytes: int)
         options: The command-line arguments.
         idle_bytes: Memory of the server before the first image.
     """
-    until = time.monotonic() + options.seconds
     callers = [
         multiprocessing.get_context("spawn").Process(
             target=flood, args=(options.server, image, options.callers // 2, options.seconds)
@@ -162,9 +163,9 @@ def check_health(address: str, until: float) -> list[float]:
             started = time.perf_counter()
             try:
                 check(health_pb2.HealthCheckRequest(), timeout=DEADLINE_S)
+                waits.append(time.perf_counter() - started)
             except grpc.RpcError:
                 waits.append(DEADLINE_S)
-            waits.append(time.perf_counter() - started)
             time.sleep(HEALTH_EVERY_S)
     return waits
 

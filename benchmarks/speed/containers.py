@@ -39,12 +39,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.record import add_out, write_result
-from benchmarks.servers import EVALMODE, free_port, make_artifact
-from evalmode.artifact.manifest import ClassifierManifest
+from benchmarks.servers import EVALMODE, certify_untrained, export_untrained, free_port, make_artifact
 from evalmode.artifact.publishing import publish
-from evalmode.artifact.tensors import INPUT
 from evalmode.bench.load import OK
-from evalmode.certification.certify import certify, draw_golden, strip
 from evalmode.images.pixels import PixelContract
 
 TRANSPORTS = ("grpcio", "native")
@@ -113,15 +110,11 @@ def make_photo_artifact() -> bytes:
     import torch
 
     from training.networks.efficientnet_lite import VARIANTS, EfficientNetLite
-    from training.onnx_export import Deployed, export_graph
 
     torch.manual_seed(0)
-    network = EfficientNetLite(VARIANTS["efficientnet-lite0"], len(LABELS), 0.0).eval()
     contract = PixelContract(224, 224, 3)
-    graph, _ = export_graph(Deployed(network), (contract.height, contract.width, contract.channels))
-    golden = draw_golden(contract, len(LABELS))
-    manifest = ClassifierManifest(LABELS, contract, {})
-    return certify(strip(graph), manifest, {INPUT: golden}, ("",) * len(golden), difference=0.0)
+    graph = export_untrained(EfficientNetLite(VARIANTS["efficientnet-lite0"], len(LABELS), 0.0), contract)
+    return certify_untrained(graph, contract, LABELS)
 
 
 class Engine:

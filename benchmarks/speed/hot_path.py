@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -127,14 +128,15 @@ def measure(models: Models, message: bytes, size: int, rounds: int) -> dict[str,
 
 def answer_all(inference: Inference, service: Classifier, messages: list[bytes]) -> None:
     """Answer messages that have arrived together, as a thread of the native transport does."""
-    left = [None] * len(messages)
+    outcomes: list[Any] = []
     with inference.executor.receiving():
         for message in messages:
             unparsed = Unparsed(partial(wire.PredictRequest.FromString, message), len(message), serialize)
-            Work(inference, service, unparsed, Patient(), lambda reply: left.pop(), lambda *_: None)
+            Work(inference, service, unparsed, Patient(), outcomes.append, lambda *_: None)
     while inference.executor.help():
         pass
-    assert not left
+    assert len(outcomes) == len(messages)
+    assert all(isinstance(outcome, bytes) for outcome in outcomes), outcomes  # replies, not refusals
 
 
 def serialize(reply: wire.PredictResponse) -> bytes:

@@ -43,13 +43,12 @@ from rich.table import Table
 
 from benchmarks.processes import ROOT
 from benchmarks.record import add_out, describe_result, write_result
-from benchmarks.servers import EVALMODE, free_port
-from evalmode.artifact.manifest import ClassifierManifest
+from benchmarks.servers import EVALMODE, certify_untrained, export_untrained, free_port
 from evalmode.artifact.publishing import publish
 from evalmode.artifact.tensors import INPUT, PROBABILITIES
 from evalmode.bench.raw import measure_raw
 from evalmode.bench.usage import cpu_seconds
-from evalmode.certification.certify import certify, draw_golden, strip
+from evalmode.certification.certify import draw_golden
 from evalmode.certification.quantize import quantize
 from evalmode.images.pixels import PixelContract, decode_image
 from evalmode.limits import Limits
@@ -133,18 +132,13 @@ def main() -> None:
 def make_networks(folder: Path) -> dict[str, Path]:
     """Publish `reference` with random weights, fp32 and int8: speed does not depend on training."""
     from training.networks.reference import Reference
-    from training.onnx_export import Deployed, export_graph
 
     torch.manual_seed(0)
-    graph, _ = export_graph(Deployed(Reference(3, SIDE, SIDE, LABELS).eval()), (SIDE, SIDE, 3))
     contract = PixelContract(SIDE, SIDE, 3)
-    images = {INPUT: draw_golden(contract, 256)}
-    plain = strip(graph)
+    plain = export_untrained(Reference(3, SIDE, SIDE, LABELS), contract)
     found = {}
-    for kind, model in (("fp32", plain), ("int8", quantize(plain, images[INPUT]))):
-        manifest = ClassifierManifest(tuple(map(str, range(LABELS))), contract)
-        artifact = certify(model, manifest, {INPUT: draw_golden(contract, LABELS)}, ("",) * 16, difference=0.0)
-        publish(folder / kind, "network", artifact)
+    for kind, graph in (("fp32", plain), ("int8", quantize(plain, draw_golden(contract, 256)))):
+        publish(folder / kind, "network", certify_untrained(graph, contract, tuple(map(str, range(LABELS)))))
         found[kind] = folder / kind / "network" / "1" / "model.onnx"
     return found
 

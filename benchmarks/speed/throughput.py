@@ -27,7 +27,7 @@ from PIL import Image
 from benchmarks.generator import Generating
 from benchmarks.processes import ROOT
 from benchmarks.record import add_out, write_result
-from benchmarks.servers import SIDE, make_artifact
+from benchmarks.servers import SIDE, make_artifact, read_port
 from evalmode.artifact.publishing import publish
 from evalmode.wire import classifier_pb2
 
@@ -96,8 +96,7 @@ def serving(checkout: Path, repository: Path, transport: str) -> Iterator[tuple[
         env={**os.environ, "PYTHONPATH": str(checkout.resolve())},
     )
     try:
-        assert process.stdout is not None
-        yield f"127.0.0.1:{process.stdout.readline().split()[-1]}", psutil.Process(process.pid)
+        yield f"127.0.0.1:{read_port(process)}", psutil.Process(process.pid)
     finally:
         process.kill()
         process.wait()
@@ -110,7 +109,7 @@ def measure(server: tuple[str, psutil.Process], request: Path, seconds: float) -
     asked = ("--callers", CALLERS, "--seconds", seconds, "--deadline", 30)
     figures = Generating(address, request, *asked).figures()
     spent = sum(process.cpu_times()[:2]) - before
-    return spent * 1e6 / (figures["answers_per_s"] * seconds), figures["answers_per_s"]
+    return spent * 1e6 / figures["outcomes"]["OK"], figures["answers_per_s"]
 
 
 def compare(pairs: np.ndarray) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import grpc
 import numpy as np
 import pytest
 
+from benchmarks.record import take_stamp
 from evalmode.artifact.publishing import publish
 from evalmode.wire import open_inference_pb2 as wire
 from evalmode.wire import open_inference_pb2_grpc as wire_grpc
@@ -44,7 +44,7 @@ SERVER = pytest.StashKey[str]()
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if path := session.config.getoption("--result"):
         stash = session.config.stash
-        result = {"server": stash[SERVER], "date": datetime.now(UTC).date().isoformat(), "rules": stash[RULES]}
+        result = {"server": stash[SERVER], "stamp": asdict(take_stamp()), "rules": stash[RULES]}
         path.write_text(json.dumps(result, indent=1) + "\n")
 
 
