@@ -7,20 +7,24 @@ import re
 
 from docs.tables import ROOT
 from docs.tables.markdown import draw
+from docs.tables.measured.results import cite_inline
 
 NOT_ASKED = "not asked"  # the rule does not apply to the model, or the server's load cannot be controlled
+DOCUMENT = "docs/reference/conformance.md"
 RESULTS = ROOT / "tests" / "conformance" / "results"
 
 
 def show_conformance() -> str:
     """Show the result of each tested server for each rule."""
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    paths = sorted(RESULTS.glob("*.json"))
+    results = [json.loads(path.read_text()) for path in paths]
     rules = list(dict.fromkeys(rule for result in results for rule in result["rules"]))
     passed = [sum(outcome == "passed" for outcome in result["rules"].values()) for result in results]
     asked = [len(result["rules"]) for result in results]
-    head = ("rule", *(f"{result['server']}, {result['date']}" for result in results))
+    head = ("rule", *(result["server"] for result in results))
     rows = [(rule, *(mark(result["rules"].get(rule, NOT_ASKED)) for result in results)) for rule in rules]
-    return draw(head, [*rows, ("**passed**", *(f"{count} of {of}" for count, of in zip(passed, asked, strict=True)))])
+    total = ("**passed**", *(f"{count} of {of}" for count, of in zip(passed, asked, strict=True)))
+    return f"{draw(head, [*rows, total])}\nSource: {cite_inline(DOCUMENT, paths)}.\n"
 
 
 def mark(outcome: str) -> str:
