@@ -147,7 +147,7 @@ class OpenInference:
         """The reply to one request of a stream. An error does not end the stream.
 
         Args:
-            request: The request.
+            request: The request; its inputs may be missing.
             outcome: Its response or its error.
             refuse: Logs an error and returns its description for the client.
         """

@@ -168,19 +168,20 @@ class Handlers:
         """
         parse = GetMessageClass(method.input_type).FromString
 
-        async def reply(message: bytes, call: OpenCall) -> bytes:
-            request: Any = None
+        async def reply(message: list[bytes], call: OpenCall) -> bytes:
+            named: Any = None  # the request without its inputs, which take memory
 
-            def keep(content: bytes) -> Any:
-                nonlocal request
-                request = parse(content)
+            def read(content: bytes) -> Any:
+                nonlocal named
+                request: Any = parse(content)
+                named = type(request)(model_name=request.model_name, id=request.id)
                 return request
 
-            outcome = await self._infer(call, service, keep, [message])
+            outcome = await self._infer(call, service, read, message)
             try:
-                if request is None:  # the message could not be parsed
+                if named is None:  # the message could not be parsed
                     raise outcome
-                return serialize(service.make_stream_reply(request, outcome, refuse))
+                return serialize(service.make_stream_reply(named, outcome, refuse))
             finally:
                 del outcome  # see ``unwrap``
 
@@ -195,8 +196,8 @@ class Handlers:
             parse: Parses the message of a request.
         """
 
-        async def reply(message: bytes, call: OpenCall) -> bytes:
-            return serialize(answer(self._parse_quick(parse, message)))
+        async def reply(message: list[bytes], call: OpenCall) -> bytes:
+            return serialize(answer(self._parse_quick(parse, message.pop())))
 
         return self._stream(path, reply)
 
@@ -238,13 +239,15 @@ class Handlers:
 
         return grpc.stream_unary_rpc_method_handler(answer)
 
-    def _stream(self, path: str, reply: Callable[[bytes, OpenCall], Awaitable[bytes]]) -> grpc.RpcMethodHandler:
+    def _stream(self, path: str, reply: Callable[[list[bytes], OpenCall], Awaitable[bytes]]) -> grpc.RpcMethodHandler:
+        """Create the handler of a stream; ``reply`` removes the message from its list, so that its memory is freed."""
+
         async def answer(messages: object, context: Context) -> None:
             call = self._calls.open(context, self._loop.asyncio, path, IDLE)
             try:
                 self._check(context, path)
                 self.streams.enter(call)
-                while (message := await self._receiver.read(call, context)) is not None:
+                while message := await self._read_next(call, context):
                     call.begin_request()
                     await self._receiver.send(call, context, await reply(message, call))
             except (asyncio.CancelledError, Exception) as error:
@@ -254,6 +257,11 @@ class Handlers:
                 self.streams.leave(call)
 
         return grpc.stream_stream_rpc_method_handler(answer)
+
+    async def _read_next(self, call: OpenCall, context: Context) -> list[bytes]:
+        """The next message of a stream, in a list; an empty list after the last one."""
+        message = await self._receiver.read(call, context)
+        return [] if message is None else [message]
 
     async def _refuse_excess(self, context: Context, path: str) -> bool:
         """Refuse a request that would not be admitted, or be answered too late, before reading its message.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from PIL import Image
 
 import tests.conftest
 from evalmode.images.pixels import decode_by_header
@@ -268,6 +270,28 @@ def test_a_drain_waits_for_the_request_of_a_stream(local: LocalServer) -> None:
     local.blocked.release()
     assert drained.result(WAIT_S) == 0
     assert next(sent_request.call).infer_response.model_name == "colours"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_message_is_freed_before_its_network_runs(local: LocalServer, streamed: bool) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8))
+    image = encode(noise)
+    sent = {"name": "image", "datatype": "BYTES", "shape": [1]}
+    request = wire.ModelInferRequest(inputs=[sent], raw_input_contents=[len(image).to_bytes(4, "little") + image])
+    name = "ModelStreamInfer" if streamed else "ModelInfer"
+    # As a stream of messages, since the client would keep a single one until it is answered.
+    method = local.channel.stream_stream(
+        f"/inference.GRPCInferenceService/{name}", wire.ModelInferRequest.SerializeToString
+    )
+    tracemalloc.start()
+    try:
+        answers = method(iter([request]), timeout=WAIT_S)
+        local.blocked.next_batch()
+        wait_until(lambda: tracemalloc.get_traced_memory()[0] < len(image) / 2)
+    finally:
+        tracemalloc.stop()
+    local.blocked.release()
+    assert len(list(answers)) == 1
 
 
 def test_the_time_of_a_request_in_a_stream_counts_from_its_own_arrival(model: ImageClassifier) -> None:
