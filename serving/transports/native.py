@@ -241,7 +241,10 @@ class NativeServer:
             self._inference.executor.start()  # in threads of its own: this one continues to receive
 
     def _begin_all(self, events: list[Any]) -> None:
-        """Begin the calls that have arrived, and withdraw those that have ended. One may do both at once."""
+        """Begin the calls that have arrived, and withdraw those that have ended. One may do both at once.
+
+        The list is empty afterwards, so that no message takes memory while networks run.
+        """
         now = time.monotonic()
         cancelled = {event[1] for event in events if event[0] == EVENT_CANCEL}
         for call in filter(None, map(self._calls.get, cancelled)):
@@ -264,6 +267,7 @@ class NativeServer:
                 self._fail(call, error)
             else:
                 self._begin(call, method, payload)
+        events.clear()
 
     def _check(self, method: int, size_bytes: int, metadata: Any) -> None:
         """Check that a call is allowed.
