@@ -257,7 +257,7 @@ at_once=(-e EVALMODE_SERVE_LAME_DUCK=0)
 native=(-e EVALMODE_SERVE_TRANSPORT=native -e EVALMODE_SERVE_ALLOW_UNBOUNDED_MESSAGES=1)
 
 step "serve on port $port, everything read-only; alive and not ready while it drains"
-serve -e EVALMODE_SERVE_LAME_DUCK=20
+serve -e EVALMODE_SERVE_LAME_DUCK=10
 predict
 ! ask readyz | grep -q '^503$' || fail "/readyz is not 200"
 "$CONTAINER" kill --signal TERM "$name-server" >/dev/null
