@@ -100,35 +100,48 @@ def write_result(arguments: argparse.Namespace, figures: Mapping[str, Any]) -> N
     """
     if arguments.out is None:
         return
-    given = {name: describe_value(value) for name, value in vars(arguments).items() if name != "out"}
-    result = {"stamp": asdict(take_stamp()), "arguments": given, **figures}
+    result = {"stamp": asdict(take_stamp()), "arguments": describe_arguments(arguments), **figures}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.out, json.dumps(result, indent=1) + "\n")
 
 
-def read_unfinished(out: Path) -> dict[str, Any]:
-    """Read a result that an interrupted benchmark has left, to continue it.
+def read_unfinished(arguments: argparse.Namespace, *fixed: str) -> dict[str, Any]:
+    """Read the result that an interrupted benchmark has left in ``arguments.out``, to continue it.
 
     Args:
-        out: The file.
+        arguments: The command-line arguments.
+        fixed: The names of those with which every figure of the result is measured.
 
     Returns:
         The figures alone; none if there is no such file.
 
     Raises:
-        SystemExit: It was begun with another commit, other versions or another processor, a checkout has changes, or it
-            has no stamp.
+        SystemExit: It was begun with another commit, other versions or another processor, or with other values of
+            ``fixed``; a checkout has changes, or it has no stamp.
     """
+    out = arguments.out
     if not out.exists():
         return {}
     result: Any = json.loads(out.read_text())
     figures: dict[str, Any] = result if isinstance(result, dict) else {}
     stamp, now = figures.pop("stamp", {}), take_stamp()
-    figures.pop("arguments", None)
+    before, given = figures.pop("arguments", {}), describe_arguments(arguments)
     begun, present = describe_conditions(stamp), describe_conditions(asdict(now))
     if now.dirty or begun != present:
         raise SystemExit(f"{out} was begun with {begun}, this is {present}: choose another --out")
+    for name in fixed:
+        if before.get(name) != given[name]:
+            raise SystemExit(f"{out} was begun with {name} {before.get(name)}, not {given[name]}: choose another --out")
     return figures
+
+
+def describe_arguments(arguments: argparse.Namespace) -> dict[str, object]:
+    """Describe the command-line arguments as JSON has them, without that of the result's file.
+
+    Args:
+        arguments: The arguments.
+    """
+    return {name: describe_value(value) for name, value in vars(arguments).items() if name != "out"}
 
 
 def describe_conditions(stamp: Mapping[str, Any]) -> str:

@@ -98,9 +98,9 @@ def test_a_result_is_continued_only_with_its_commit_versions_and_processor(
     arguments = parser.parse_args(["--out", str(tmp_path / "a.json")])
     clean = replace(take_stamp(), dirty=False)
     monkeypatch.setattr(record, "take_stamp", lambda: clean)
-    assert read_unfinished(arguments.out) == {}
+    assert read_unfinished(arguments) == {}
     write_result(arguments, {"runs": [1]})
-    assert read_unfinished(arguments.out) == {"runs": [1]}
+    assert read_unfinished(arguments) == {"runs": [1]}
     content = json.loads(arguments.out.read_text())
     stamp = content["stamp"]
     others: dict[str, Any] = {
@@ -114,7 +114,24 @@ def test_a_result_is_continued_only_with_its_commit_versions_and_processor(
     for begun, other in others.items():
         arguments.out.write_text(json.dumps(other))
         with pytest.raises(SystemExit, match=f"was begun with {begun}.*choose another --out"):
-            read_unfinished(arguments.out)
+            read_unfinished(arguments)
+
+
+def test_a_result_is_continued_with_the_same_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = argparse.ArgumentParser()
+    add_out(parser)
+    parser.add_argument("--data")
+    parser.add_argument("--seeds")
+    clean = replace(take_stamp(), dirty=False)
+    monkeypatch.setattr(record, "take_stamp", lambda: clean)
+
+    def parse(data: str, seeds: str) -> argparse.Namespace:
+        return parser.parse_args(["--out", str(tmp_path / "a.json"), "--data", data, "--seeds", seeds])
+
+    write_result(parse("/data/cifar10", "1"), {"runs": [1]})
+    assert read_unfinished(parse("/moved/cifar10", "2"), "data") == {"runs": [1]}
+    with pytest.raises(SystemExit, match=r"was begun with data cifar10, not trashnet: choose another --out"):
+        read_unfinished(parse("/data/trashnet", "1"), "data")
 
 
 def test_a_checkout_with_changes_continues_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +143,7 @@ def test_a_checkout_with_changes_continues_no_result(tmp_path: Path, monkeypatch
     monkeypatch.setattr(record, "take_stamp", lambda: changed)
     write_result(arguments, {"runs": [1]})
     with pytest.raises(SystemExit, match=r"this is .* with changes.*choose another --out"):
-        read_unfinished(arguments.out)
+        read_unfinished(arguments)
 
 
 def test_results_with_and_without_a_stamp_are_described() -> None:

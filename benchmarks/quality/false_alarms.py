@@ -96,7 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     heads = list_heads(arguments.heads) if arguments.heads else ()
     cases = chain(heads, list_runs(arguments.runs)) if heads or arguments.runs else list_small_networks()
-    results: list[dict[str, Any]] = read_unfinished(arguments.out).get("runs", [])
+    results: list[dict[str, Any]] = read_unfinished(arguments, "heads", "runs", "qemu").get("runs", [])
     for number, (facts, export) in list(enumerate(cases))[len(results) :]:  # continue an interrupted run
         results.append(measure(facts, export, arguments.qemu if number % EMULATED == 0 else None))
         print(results[-1], flush=True)

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     arguments = parser.parse_args()
-    results: list[dict[str, Any]] = read_unfinished(arguments.out).get("runs", [])
+    results: list[dict[str, Any]] = read_unfinished(arguments, "data").get("runs", [])
     done = {(result["variant"], result["seed"], result["epochs"]) for result in results}
     wanted = [(name, seed, arguments.epochs) for seed in range(arguments.seeds) for name in arguments.variants]
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:

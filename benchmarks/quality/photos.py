@@ -94,7 +94,7 @@ def main() -> None:
             data = draw_subset(data, arguments.subset, Path(folder) / f"{data.name}-{arguments.subset}")
         pretrained = ["--network", arguments.network] if arguments.network else []
         job = Job(data, arguments.seeds, pretrained, arguments.compact_size)
-        runs: list[dict[str, Any]] = read_unfinished(arguments.out).get("runs", [])
+        runs: list[dict[str, Any]] = read_unfinished(arguments).get("runs", [])
         for part in arguments.part or PARTS:
             for found in run_part(part, job, {(one["data"], one["name"]) for one in runs}):
                 runs.append(found)

@@ -119,7 +119,7 @@ def parse_contestants(text: str) -> tuple[str, ...]:
 
 def compete(job: Job, arguments: argparse.Namespace) -> None:
     """Run every contestant with every seed that the results do not contain yet, saving after each run."""
-    results = open_results(job, arguments.out)
+    results = open_results(job, arguments)
     finished = {(run["seed"], run["contestant"]) for run in results["runs"]}
     for seed, contestant in product(arguments.seeds, arguments.contestants):
         if (seed, contestant) in finished:
@@ -133,13 +133,15 @@ def compete(job: Job, arguments: argparse.Namespace) -> None:
         write_result(arguments, results)
 
 
-def open_results(job: Job, out: Path) -> dict[str, Any]:
+def open_results(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return new results, or those of an interrupted benchmark if commit, Keras and epochs are the same."""
     header = {"keras": find_keras(job.keras_python), "epochs": job.epochs or "every recipe's own"}
-    results = read_unfinished(out) or {**header, "runs": [], "summary": {}}
+    results = read_unfinished(arguments, "data") or {**header, "runs": [], "summary": {}}
     for name, value in header.items():
         if results[name] != value:
-            sys.exit(f"{out} was begun with another {name}: {results[name]}, now {value}; choose another --out")
+            sys.exit(
+                f"{arguments.out} was begun with another {name}: {results[name]}, now {value}; choose another --out"
+            )
     return results
 
 
