@@ -139,9 +139,7 @@ def open_results(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
     results = read_unfinished(arguments, "data") or {**header, "runs": [], "summary": {}}
     for name, value in header.items():
         if results[name] != value:
-            sys.exit(
-                f"{arguments.out} was begun with another {name}: {results[name]}, now {value}; choose another --out"
-            )
+            sys.exit(f"{arguments.out} was begun with {name} {results[name]}, not {value}: choose another --out")
     return results
 
 

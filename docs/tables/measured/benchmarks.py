@@ -81,7 +81,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "quality.semantics": Benchmark("an hour", CIFAR10, ("semantics",), newest.describe_semantics),
     "quality.train": Benchmark("hours", f"{CIFAR10}; an environment of Keras", ("train",), newest.describe_train),
     "soak.damage": Benchmark("minutes", NOTHING, ("damage",), newest.describe_damage),
-    "soak.drains": Benchmark("minutes", NOTHING),
+    "soak.drains": Benchmark("minutes", NOTHING, both("drains"), newest.describe_drains),
     "soak.hostile_files": Benchmark("minutes", "`strace`", ("hostile-files",), newest.describe_hostile),
     "soak.hot_swap": Benchmark("minutes", NOTHING, SWAPS, newest.describe_failures),
     "soak.leaks": Benchmark("hours", NOTHING, both("mixed-workers"), newest.describe_leaks),

@@ -169,6 +169,13 @@ def describe_damage(results: Results) -> str:
     return f"{damaged['wrong']} accepted of {damaged['rows']['all']['corrupt']} corrupt images"
 
 
+def describe_drains(results: Results) -> str:
+    """Describe how many accepted requests were lost."""
+    drains = [one for result in results for one in result["drains"]]
+    answers, misses = sum(one["answers"] for one in drains), sum(len(one["misses"]) for one in drains)
+    return f"{misses} requirements missed in {len(drains)} drains with {answers:,} answers"
+
+
 def describe_hostile(results: Results) -> str:
     """Describe how fast hostile files are refused."""
     files = results[0]["files"].values()
