@@ -108,7 +108,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     "damage": Measurement("soak.damage", 3),
     **measure_transports("drains", "soak.drains", 5),
     "hostile-files": Measurement("soak.hostile_files", 10, programs=("strace",)),
-    **measure_transports("hot-swap", "soak.hot_swap", 4),
+    **measure_transports("hot-swap", "soak.hot_swap", 40),
     **measure_transports("hot-swap-workers", "soak.hot_swap", 16, WORKERS),
     **measure_transports("mixed-workers", "soak.leaks", 2, f"{WORKERS} --requests 100000 --kind mixed"),
     "overload": Measurement("soak.overload", 25),
