@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
@@ -210,7 +210,7 @@ def describe_resume(results: Results) -> str:
 def describe_strangers(results: Results) -> str:
     """Describe which attacks make a server miss a requirement."""
     missed: dict[str, set[str]] = {}
-    attacks = [(result["transport"], kind, runs) for result in results for kind, runs in result["attacks"].items()]
+    attacks = [(_find_transport(result), kind, runs) for result in results for kind, runs in result["attacks"].items()]
     for transport, kind, runs in attacks:
         if any(run["misses"] for run in runs):
             missed.setdefault(transport, set()).add(kind)
@@ -222,9 +222,14 @@ def describe_strangers(results: Results) -> str:
 
 
 def describe_watches(results: Results) -> str:
-    """Describe how many watches were opened."""
-    begun, misses = sum(one["watches_begun"] for one in results), sum(len(one["misses"]) for one in results)
-    return f"{misses} requirements missed in {begun:,} watches"
+    """Describe how long honest calls take while watches are opened."""
+    begun = sum(one["watches_begun"] for one in results)
+    calls = [
+        f"{_find_transport(one)}: predict {max(part['predict']['p99_ms'] for part in one['rounds']):.0f} ms, "
+        f"check {max(part['check']['p99_ms'] for part in one['rounds']):.0f} ms"
+        for one in results
+    ]
+    return f"{begun:,} watches; p99 meanwhile, {'; '.join(calls)}"
 
 
 def describe_workers(results: Results) -> str:
@@ -254,3 +259,8 @@ def describe_worst_images(results: Results) -> str:
     slowest, largest = (max(one[name] for one in images) for name in ("seconds", "peak_bytes"))
     beyond = sum(not one["good"] for one in images)
     return f"at most {slowest:.1f} s and {largest / 1e6:.0f} MB; {beyond} of {len(images)} images exceed a bound"
+
+
+def _find_transport(result: Mapping[str, Any]) -> str:
+    """The transport of a result, which older ones have beside their figures."""
+    return str(result.get("arguments", result)["transport"])
