@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 from docs.tables import ROOT
 from docs.tables.markdown import draw
-from docs.tables.measured.results import cite_inline
+from docs.tables.measured.results import cite_inline, read_result
 
 NOT_ASKED = "not asked"  # the rule does not apply to the model, or the server's load cannot be controlled
 DOCUMENT = "docs/reference/conformance.md"
@@ -17,7 +16,7 @@ RESULTS = ROOT / "tests" / "conformance" / "results"
 def show_conformance() -> str:
     """Show the result of each tested server for each rule."""
     paths = sorted(RESULTS.glob("*.json"))
-    results = [json.loads(path.read_text()) for path in paths]
+    results = [read_result(path) for path in paths]
     rules = list(dict.fromkeys(rule for result in results for rule in result["rules"]))
     passed = [sum(outcome == "passed" for outcome in result["rules"].values()) for result in results]
     asked = [len(result["rules"]) for result in results]

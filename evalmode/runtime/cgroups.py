@@ -32,7 +32,7 @@ def list_memory(root: Path = Path("/")) -> Iterator[MemoryCgroup]:
     for cgroup in list_cgroups("memory", root):
         for limit_file, used_file in MEMORY_FILES:
             limit = _read_number(cgroup / limit_file)
-            if limit is not None and limit < UNLIMITED_BYTES:
+            if limit and limit < UNLIMITED_BYTES:
                 used = (_read_number(cgroup / used_file) or 0) - _read_cache(cgroup / "memory.stat")
                 yield MemoryCgroup(limit, max(0, used))
 

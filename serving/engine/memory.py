@@ -36,9 +36,7 @@ def read_memory_limit(root: Path = Path("/")) -> MemoryLimit:
     Args:
         root: The root of the file system.
     """
-    limits = [
-        MemoryLimit(cgroup.limit_bytes, "the cgroup's limit") for cgroup in list_memory(root) if cgroup.limit_bytes
-    ]
+    limits = [MemoryLimit(cgroup.limit_bytes, "the cgroup's limit") for cgroup in list_memory(root)]
     physical = MemoryLimit(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "the machine's memory")
     return min([*limits, physical], key=lambda limit: limit.limit_bytes)
 

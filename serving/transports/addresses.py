@@ -6,10 +6,14 @@ import errno
 import ipaddress
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from evalmode.errors import AddressUnavailable
+
+Bound = TypeVar("Bound")
 
 UNIX = "unix:"
 PORT, METRICS_PORT = "--port", "--metrics-port"
@@ -78,16 +82,32 @@ def check_address(host: str, port: int, option: str = PORT) -> None:
     if host.startswith(UNIX):
         _check_socket(_socket_path(host))
         return
-    found = resolve(host, port)
-    for number, (family, address) in enumerate(found, start=1):
-        try:
-            with socket.socket(family, socket.SOCK_STREAM) as one:
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                one.bind(address)
-                return  # one address is enough: a name may also have addresses of other machines
-        except OSError as error:
-            if number == len(found):
-                raise explain_unavailable(error, host, port, option) from error
+    bind_first(host, port, option, _try_to_bind)
+
+
+def bind_first(host: str, port: int, option: str, bind: Callable[[int, tuple[object, ...]], Bound]) -> Bound:
+    """Bind the first address of a host that can be bound: a name may also have addresses of other machines.
+
+    Args:
+        host: The host.
+        port: The port; 0 chooses a free one.
+        option: The option that sets the port, for the error message.
+        bind: Binds an address of a family, or raises ``OSError``.
+
+    Returns:
+        What ``bind`` returns.
+
+    Raises:
+        AddressUnavailable: The host is unknown, or none of its addresses can be bound.
+    """
+    *others, last = resolve(host, port)
+    for family, address in others:
+        with suppress(OSError):
+            return bind(family, address)
+    try:
+        return bind(*last)
+    except OSError as error:
+        raise explain_unavailable(error, host, port, option) from error
 
 
 def resolve(host: str, port: int) -> list[tuple[int, tuple[object, ...]]]:
@@ -131,6 +151,12 @@ def explain_unavailable(error: OSError, host: str, port: int, option: str) -> Ad
     what = "cannot listen" if option == PORT else "metrics cannot listen"
     remedy = _REMEDIES.get(error.errno or 0, "use another --host").replace(PORT, option)
     return AddressUnavailable(f"{what} on {join_address(host, port)}: {remedy} ({error.strerror})")
+
+
+def _try_to_bind(family: int, address: tuple[object, ...]) -> None:
+    with socket.socket(family, socket.SOCK_STREAM) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind(address)
 
 
 def _check_socket(path: str) -> None:

@@ -7,6 +7,7 @@ import socketserver
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
@@ -17,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from evalmode.errors import ThreadsUnavailable
 from serving.threads import start_threads
-from serving.transports.addresses import METRICS_PORT, explain_unavailable, resolve
+from serving.transports.addresses import METRICS_PORT, bind_first
 from serving.transports.liveness import Liveness
 
 log = logging.getLogger(__name__)
@@ -96,14 +97,7 @@ class MetricsServer:
         for collector in collectors:
             self._registry.register(collector)
         self._probes = probes
-        found = resolve(host, port)
-        for number, (family, address) in enumerate(found, start=1):
-            try:
-                self._server = _make_server(family, address, self._answer)
-                break  # a name may also have addresses of other machines
-            except OSError as error:
-                if number == len(found):
-                    raise explain_unavailable(error, host, port, METRICS_PORT) from error
+        self._server = bind_first(host, port, METRICS_PORT, partial(_make_server, answer=self._answer))
         self.port = self._server.server_address[1]
         try:
             self._threads = start_threads(1, "metrics", self._server.serve_forever)
