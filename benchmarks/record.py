@@ -31,6 +31,7 @@ PACKAGES = (
     *("torch", "onnxruntime", "onnxruntime-gpu", "onnx", "grpcio", "pygrpc-native", "protobuf", "uvloop"),
     *("numpy", "pillow", "simplejpeg", "scipy", "scikit-learn"),
 )
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}  # by their flag in /proc/cpuinfo, the widest first
 VARIABLES = ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "MALLOC_ARENA_MAX")
 
 
@@ -45,7 +46,7 @@ class Stamp:
         command: The command line; of an absolute path only the last part.
         environment: The variables of ``VARIABLES`` that are set.
         versions: Of Python and of the packages of ``PACKAGES`` that are installed.
-        processor: Its name.
+        processor: Its name and vector instructions, see ``describe_processor``.
         cpus: The CPUs that this process may use.
         memory_bytes: The memory that this process may use.
     """
@@ -249,7 +250,22 @@ def find_versions() -> dict[str, str]:
 
 
 def read_processor() -> str:
-    """Return the processor's name, from Linux where it says it."""
+    """Return the name of this machine's processor, as ``describe_processor`` if Linux states it."""
     path = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", path.read_text()) if path.exists() else None
-    return found[1] if found else platform.processor() or platform.machine()
+    described = describe_processor(path.read_text()) if path.exists() else ""
+    return described or platform.processor() or platform.machine()
+
+
+def describe_processor(cpuinfo: str) -> str:
+    """Name a processor and its widest vector instructions: processors of one name may differ in them, and in speed.
+
+    Args:
+        cpuinfo: The content of /proc/cpuinfo.
+
+    Returns:
+        The description; empty if the file states no name, as on ARM.
+    """
+    name = re.search(r"^model name\s*: (.*)", cpuinfo, re.MULTILINE)
+    flags = re.search(r"^flags\s*: (.*)", cpuinfo, re.MULTILINE)
+    vectors = [words for flag, words in VECTORS.items() if flags and flag in flags[1].split()]
+    return ", ".join([name[1], *vectors[:1]]) if name else ""

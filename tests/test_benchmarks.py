@@ -110,10 +110,14 @@ def test_the_newest_result_of_a_benchmark_is_shown(tmp_path: Path, monkeypatch: 
         find_result("nothing")
 
 
-def test_a_table_names_its_file_and_commit(tmp_path: Path) -> None:
-    name = "2026-11-22-train.json"
-    older = f"[{name}](../benchmarks/results/{name}), commit not recorded (added by 75a7ecbe)"
-    assert cite("docs/accuracy.md", "train") == f"\nSource: {older}.\n"
+def test_a_table_names_its_file_and_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = find_result("train")
+    link = f"[{train.name}](../benchmarks/results/{train.name})"
+    assert cite("docs/accuracy.md", "train") == f"\nSource: {link}, {describe_commit(train)}.\n"
+    older = tmp_path / "2026-11-22-serve.json"
+    older.write_text("{}")
+    monkeypatch.setitem(UNSTAMPED, older.name, "75a7ecbe")
+    assert describe_commit(older) == "commit not recorded (added by 75a7ecbe)"
     stamp = {"commit": "0123456789ab", "dirty": True, "processor": "AMD EPYC", "cpus": 2, "date": "2026-11-27T03:00"}
     path = tmp_path / "2026-11-27-serve.json"
     path.write_text(json.dumps({"stamp": stamp}))

@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 
 from benchmarks import record
-from benchmarks.record import add_out, describe_result, read_out, read_unfinished, shorten, take_stamp, write_result
+from benchmarks.record import (
+    add_out,
+    describe_processor,
+    describe_result,
+    read_out,
+    read_unfinished,
+    shorten,
+    take_stamp,
+    write_result,
+)
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = {
@@ -150,6 +159,21 @@ def test_results_with_and_without_a_stamp_are_described() -> None:
     stamp = {"processor": "AMD EPYC", "cpus": 2, "date": "2026-11-27T03:00:00+00:00"}
     assert describe_result({"stamp": stamp}) == "AMD EPYC, 2 CPUs; 2026-11-27"
     assert describe_result({"machine": "AMD EPYC, 2 cores", "date": "2026-11-26"}) == "AMD EPYC, 2 cores; 2026-11-26"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "described"),
+    [
+        ("model name\t: AMD EPYC\nflags\t\t: sse2 avx avx2 avx512f avx512_vnni\n", "AMD EPYC, AVX-512"),
+        ("model name\t: AMD EPYC\nflags\t\t: sse2 avx avx2 fma\n", "AMD EPYC, AVX2"),
+        ("model name\t: Old One\nflags\t\t: sse2\nvmx flags\t: avx2\n", "Old One"),
+        ("model name\t: POWER9\n", "POWER9"),
+        ("processor\t: 0\nFeatures\t: asimd\n", ""),
+    ],
+    ids=["avx512", "avx2", "sse2", "no-flags", "no-name"],
+)
+def test_a_processor_is_named_with_its_widest_vector_instructions(cpuinfo: str, described: str) -> None:
+    assert describe_processor(cpuinfo) == described
 
 
 def test_the_stamp_is_taken_once() -> None:

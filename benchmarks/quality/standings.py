@@ -14,6 +14,7 @@ from benchmarks.record import describe_result
 
 KERAS = "keras"
 COLOURS = {"dense": "#6b7280", "reference": "#2a6fbb", "compact": "#d1495b", KERAS: "#c2700a"}
+HEIGHT, WIDTH = 0.02, 0.3  # of a name in the plot: accuracy, and share of the longest time
 SPREAD = ("test_accuracy", "mirrored_accuracy", "seconds", "export_seconds", "peak_bytes", "training_peak_bytes")
 
 
@@ -98,29 +99,21 @@ def draw_contestant(axes: Any, contestant: str, results: dict[str, Any]) -> None
     colour, figures = COLOURS[contestant], results["summary"][contestant]
     runs = [run for run in results["runs"] if run["contestant"] == contestant]
     seconds, mirrored = [run["seconds"] for run in runs], "mirrored_accuracy" in figures
-    left = is_crowded(contestant, results["summary"])
+    mean = figures["test_accuracy"]["mean"]
+    near = [run["seconds"] for run in results["runs"] if abs(run["test_accuracy"] - mean) < HEIGHT]
+    latest = max(run["seconds"] for run in results["runs"])
+    left = any(0 < other - max(seconds) < WIDTH * latest for other in near)  # points are where the name would be
+    x, offset = (min(near), -9) if left else (max(seconds), 9)
     place = {"textcoords": "offset points", "va": "center", "ha": "right" if left else "left", "color": colour}
-    x, offset = (min(seconds), -9) if left else (max(seconds), 9)
     axes.scatter(seconds, [100 * run["test_accuracy"] for run in runs], s=52, c=colour, edgecolors="white", zorder=3)
-    mean, drop = 100 * figures["test_accuracy"]["mean"], 6 if mirrored else 0  # the mirrored mean is just above it
-    axes.annotate(contestant, (x, mean), xytext=(offset, 6 - drop), weight="bold", **place)
-    text = f"{mean:.1f}% in {figures['seconds']['mean']:.0f} s"
-    axes.annotate(text, (x, mean), xytext=(offset, -6 - drop), size=8.5, **place)
+    y, drop = 100 * mean, 6 if mirrored else 0  # the mirrored mean is just above it
+    axes.annotate(contestant, (x, y), xytext=(offset, 6 - drop), weight="bold", **place)
+    text = f"{y:.1f}% in {figures['seconds']['mean']:.0f} s"
+    axes.annotate(text, (x, y), xytext=(offset, -6 - drop), size=8.5, **place)
     if mirrored:
         axes.scatter(seconds, [100 * run["mirrored_accuracy"] for run in runs], s=40, c="white", edgecolors=colour)
-        mean = 100 * figures["mirrored_accuracy"]["mean"]
-        axes.annotate(f"{mean:.1f}% mirrored", (x, mean), xytext=(offset, 3), size=8.5, **place)
-
-
-def is_crowded(contestant: str, summary: dict[str, Any]) -> bool:
-    """Whether another contestant's points are where this one's name would be, to the right of its points."""
-    end = max(figures["seconds"]["max"] for figures in summary.values())
-    mine = summary[contestant]
-    return any(
-        0 < other["seconds"]["max"] - mine["seconds"]["max"] < 0.3 * end
-        and other["test_accuracy"]["min"] - 0.02 < mine["test_accuracy"]["mean"] < other["test_accuracy"]["max"] + 0.02
-        for other in summary.values()
-    )
+        y = 100 * figures["mirrored_accuracy"]["mean"]
+        axes.annotate(f"{y:.1f}% mirrored", (x, y), xytext=(offset, 3), size=8.5, **place)
 
 
 def dress(axes: Any, results: dict[str, Any]) -> None:

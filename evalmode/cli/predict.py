@@ -105,7 +105,7 @@ def predict(paths: tuple[str, ...], **options: Any) -> None:
     with _open_predictor(chosen, places) as (predict_one, labels):
         limits = chosen.limits if chosen.file else OWN_IMAGES
         answers, failures, stopped = _predict_all(images, predict_one, chosen.max_image_bytes or limits.max_image_bytes)
-    if stopped and not answers:
+    if stopped and not (answers or failures):
         raise stopped
     if chosen.as_json:
         print_json(answers)

@@ -254,12 +254,19 @@ def test_predict_continues_after_an_image_that_is_too_large_for_the_server(
     assert done.returncode == 2
 
 
-def test_predict_prints_the_answers_that_it_has_if_the_server_ends(colours: Path, tmp_path: Path) -> None:
-    (tmp_path / "red.png").write_bytes(encode(plain("red")))
+@pytest.mark.parametrize(
+    ("first", "labels", "failure"),
+    [(encode(plain("red")), ["red"], None), (b"no image", [], "INVALID_ARGUMENT: not an image")],
+    ids=["answered", "refused"],
+)
+def test_predict_prints_what_it_has_if_the_server_ends(
+    first: bytes, labels: list[str], failure: str | None, colours: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "first.png").write_bytes(first)
     later = tmp_path / "later.png"
     os.mkfifo(later)
     with serving(colours) as server:
-        images = (tmp_path / "red.png", later, tmp_path / "red.png")
+        images = (tmp_path / "first.png", later, tmp_path / "first.png")
         command = [
             sys.executable,
             "-m",
@@ -271,14 +278,15 @@ def test_predict_prints_the_answers_that_it_has_if_the_server_ends(colours: Path
             "--json",
         ]
         predicting = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        with later.open("wb") as pipe:  # opened once the first image is answered
+        with later.open("wb") as pipe:  # opened once the first image is answered or refused
             server.process.kill()
             server.process.wait()
             pipe.write(encode(plain("blue")))
         printed, failed = predicting.communicate(timeout=60)
-    assert [json.loads(line)["scores"][0]["label"] for line in printed.splitlines()] == ["red"]
+    assert [json.loads(line)["scores"][0]["label"] for line in printed.splitlines()] == labels
+    assert failure is None or f"{images[0]}: {failure}" in failed
     assert f"{later}: UNAVAILABLE" in failed
-    assert failed.endswith("; 2 of 3 images were not classified\n")
+    assert failed.endswith(f"; {3 - len(labels)} of 3 images were not classified\n")
     assert predicting.returncode == 2
 
 
