@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.quality.false_alarms import check_emulator
 from docs.tables.measured.benchmarks import BENCHMARKS as BENCHMARKED
 from docs.tables.measured.results import RESULTS, UNSTAMPED, cite, describe_commit, find_result, read_result
 
@@ -86,6 +87,14 @@ def is_own(value: ast.expr) -> bool:
 def test_the_readme_lists_every_benchmark() -> None:
     measuring = {name.removeprefix("benchmarks.") for name in SCRIPTS if name.count(".") == 2}
     assert measuring - {"soak.attackers"} == BENCHMARKED.keys()  # whose clients it names below the tables
+
+
+def test_an_emulator_that_does_not_run_evalmode_is_no_false_alarm() -> None:
+    check_emulator(["env"])
+    with pytest.raises(
+        SystemExit, match=r"^--qemu false cannot import evalmode\.runtime\.loading: .*; emulate another"
+    ):
+        check_emulator(["false"])
 
 
 def test_every_result_has_a_stamp_or_the_commit_that_added_it() -> None:

@@ -1,7 +1,7 @@
 """Counts valid exports that are refused. There should be none.
 
     python -m benchmarks.quality.false_alarms --out FILE
-    python -m benchmarks.quality.false_alarms --out ... --qemu "qemu-x86_64 -cpu Nehalem"
+    python -m benchmarks.quality.false_alarms --out FILE --qemu "qemu-x86_64 -E OPENBLAS_CORETYPE=Nehalem -cpu Nehalem"
     python -m benchmarks.quality.false_alarms --out FILE --heads RUN --runs RUN...
 
 Exports 50 small networks, each with another shape, number of labels and seed, as float32 and as int8, and runs every
@@ -38,14 +38,15 @@ from evalmode.certification.verdicts import examine
 from evalmode.runtime.loading import load_artifact
 
 EMULATED = 5
-REPLAY = """
+LOAD = "from evalmode.runtime.loading import load_model"
+REPLAY = f"""
 import json, sys
 import numpy as np
-from evalmode.runtime.loading import load_model
+{LOAD}
 model = load_model(sys.argv[1])
 certificate = model.manifest.certificate
 difference = np.abs(model.run(certificate.inputs)["logits"] - certificate.outputs["logits"]).max()
-print(json.dumps({"invariant": model.batch_invariant, "difference": float(difference)}))
+print(json.dumps({{"invariant": model.batch_invariant, "difference": float(difference)}}))
 """
 
 
@@ -86,6 +87,23 @@ def check(artifact: bytes, kind: str, folder: Path, emulator: list[str] | None) 
     return {**result, "alarms": alarms}
 
 
+def check_emulator(emulator: list[str]) -> None:
+    """Check that the emulated processor runs what loads artifacts: a crash of a library is no false alarm.
+
+    Args:
+        emulator: The emulator and its options.
+
+    Raises:
+        SystemExit: It does not.
+    """
+    done = subprocess.run([*emulator, sys.executable, "-c", LOAD], capture_output=True, text=True)
+    if done.returncode:
+        why = done.stderr.strip().rpartition("\n")[2]
+        sys.exit(
+            f"--qemu {shlex.join(emulator)} cannot import evalmode.runtime.loading: {why}; emulate another processor"
+        )
+
+
 def main() -> None:
     """Run all cases and print the number of false alarms."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,6 +112,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, metavar="RUN", nargs="+", default=[], help="export these runs")
     parser.add_argument("--qemu", type=shlex.split, help="the emulator and its options")
     arguments = parser.parse_args()
+    if arguments.qemu:
+        check_emulator(arguments.qemu)
     heads = list_heads(arguments.heads) if arguments.heads else ()
     cases = chain(heads, list_runs(arguments.runs)) if heads or arguments.runs else list_small_networks()
     results: list[dict[str, Any]] = read_unfinished(arguments, "heads", "runs", "qemu").get("runs", [])

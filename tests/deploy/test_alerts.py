@@ -247,6 +247,7 @@ def test_not_ready_and_workers_missing_and_worker_restarts_fire_while_workers_ar
     site.expect()
 
 
+@pytest.mark.slow
 def test_restart_loop_fires_after_three_restarts_until_a_server_stays_up(colours: Path, tmp_path: Path) -> None:
     port, begun = find_free_port(), time.monotonic()
     with serving(colours, "--metrics-port", port):

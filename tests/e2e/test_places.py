@@ -120,10 +120,7 @@ def test_the_matrix_has_every_command() -> None:
 
 # Commands that import torch take seconds. These cases always run; the others are marked slow.
 TORCH = ("train", "export", "report", "quickstart")
-ALWAYS = (
-    *(("train", "full"), ("train", "forbidden"), ("export", "read-only")),
-    *(("report", "full"), ("quickstart", "full")),
-)
+ALWAYS = (("train", "forbidden"), ("export", "read-only"), ("report", "full"))
 
 
 def _list_cases(commands: Iterable[str], places: Iterable[str]) -> list[Any]:

@@ -189,6 +189,7 @@ def test_packages_that_are_not_needed_may_be_broken(arrays: Path, evalmode: Eval
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_users_network_that_changed_is_one_line_at_export_and_report(
     arrays: Path, evalmode: Evalmode, tmp_path: Path
 ) -> None:

@@ -154,6 +154,7 @@ def test_too_many_processes_are_refused(train_in: TrainIn, tmp_path: Path) -> No
     assert "2 processes are too many for batches of 3 images, 143 to validate and 359 to test: at most 1" in error
 
 
+@pytest.mark.slow  # the container test does so, too
 def test_a_user_trains_in_two_processes_and_exports(tmp_path: Path, evalmode: Evalmode) -> None:
     run = tmp_path / "run"
     finished = torchrun(2, "-m", "evalmode", "train", "digits", "--out", run, "--epochs", 3)

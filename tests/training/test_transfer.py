@@ -191,6 +191,7 @@ def test_views_are_limited_by_the_size_of_their_maps() -> None:
     assert limit_views(6, 30, 0, sizes) == 2  # no maps are kept, and two views train the head
 
 
+@pytest.mark.slow  # test_checkpoint.py resumes a training from scratch
 def test_a_killed_training_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(JOB), str(tmp_path)]

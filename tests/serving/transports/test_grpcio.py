@@ -825,6 +825,14 @@ def busy(repository: Path, *options: object) -> Iterator[tuple[Server, list[grpc
         yield running, [request for request in requests if request is not first], read_error(first.exception())
 
 
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """Processes that the test starts receive SIGHUP, although the tests may run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 class TestShutdown:
     def test_is_announced_while_requests_are_answered_and_ends_with_a_second_signal(self, colours: Path) -> None:
         with serving(colours, "--lame-duck", 3600) as running, connected(running.address) as channel:
@@ -843,6 +851,7 @@ class TestShutdown:
     @pytest.mark.parametrize(
         "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=["SIGTERM", "SIGINT", "SIGHUP"]
     )
+    @pytest.mark.usefixtures("hangups")
     def test_waits_for_requests_in_flight(self, slow: Path, number: signal.Signals) -> None:
         with busy(slow, "--grace", 60) as (running, requests, refusal):
             assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
