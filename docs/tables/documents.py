@@ -12,7 +12,7 @@ from docs.tables.conformance import show_conformance
 from docs.tables.drawing import draw_packages
 from docs.tables.errors import show_errors
 from docs.tables.foreign import show_libraries, show_makers
-from docs.tables.measured import operating, serving, steps, training
+from docs.tables.measured import operating, refusals, serving, steps, training
 from docs.tables.measured.benchmarks import show_benchmarks
 from docs.tables.measured.results import cite
 from docs.tables.server import show_alerts, show_limits, show_memory, show_metrics, show_options, show_threads
@@ -38,6 +38,11 @@ MEASURED: dict[tuple[str, str], tuple[Callable[[], str], tuple[str, ...]]] = {
     ("docs/scaling.md", "plans"): (operating.show_plans, ("containers",)),
     ("docs/reference/networks.md", "semantics"): (training.show_semantics, ("semantics",)),
     ("docs/training.md", "choosing"): (training.show_choosing, ("choosing",)),
+    ("docs/training.md", "many photos"): (training.show_many_photos, ("many-photos",)),
+    ("docs/training.md", "ranks"): (training.show_ranks, ("ranks",)),
+    ("docs/security.md", "hostile files"): (refusals.show_hostile_files, ("hostile-files",)),
+    ("docs/reference/artifact.md", "false alarms"): (refusals.show_false_alarms, ("false-alarms",)),
+    ("docs/reference/artifact.md", "photos"): (refusals.show_false_alarms_of_photos, ("false-alarms-photos",)),
     (ACCURACY, "ladder"): (training.show_ladder, ("ladder",)),
     (ACCURACY, "photos"): (partial(training.show_photos, "trashnet", training.TRASHNET), ("photos",)),
     (ACCURACY, "thumbnails"): (partial(training.show_photos, "cifar10-5000", training.CIFAR10), ("photos",)),

@@ -180,6 +180,44 @@ def show_choosing() -> str:
     )
 
 
+def show_ranks() -> str:
+    """Show trainings in one process and in two."""
+    runs = read_result(find_result("ranks"))["trainings"]
+    by_count = {
+        count: sorted((run for run in runs if run["processes"] == count), key=lambda run: run["seed"])
+        for count in (1, 2)
+    }
+    rows = [
+        (
+            count,
+            ", ".join(f"{run['test_accuracy']:.4f}" for run in found),
+            *(f"{median(run[name] for run in found):.1f} s" for name in ("seconds", "epoch_seconds")),
+        )
+        for count, found in by_count.items()
+    ]
+    apart = max(run["statistics_differ"] for run in by_count[2])
+    head = ("processes", "test accuracy of each seed", "training, median", "an epoch, median")
+    return draw(head, rows) + (
+        f"\nThe exact statistics of two processes differ by at most {apart:.1e} from those of one process with the "
+        "same weights.\n"
+    )
+
+
+def show_many_photos() -> str:
+    """Show what loading many photos and training on them needs."""
+    one = read_result(find_result("many-photos"))
+    trained = one["training"]
+    height, width, _ = one["shape"]
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in trained["stages"].items())
+    return (
+        f"{sum(one['images'].values()):,} photos at {height}x{width} have {one['pixels_bytes'] / 1e9:.1f} GB of "
+        f"pixels. Loading them took {one['loading_s']:.0f} s ({one['loading_cpu_s']:.0f} s of CPU time), with at most "
+        f"{one['peak_resident_bytes'] / 1e9:.2f} GB resident, then and in a pass in random order. A training with "
+        f"`{trained['options']}` had at most {trained['peak_resident_bytes'] / 1e9:.1f} GB resident. It took "
+        f"{trained['seconds']:.0f} s: {stages}.\n"
+    )
+
+
 def show_export() -> str:
     """Show what an export takes."""
     one = read_result(find_result("export-time"))
