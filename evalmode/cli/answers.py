@@ -35,10 +35,12 @@ def print_csv(answers: list[Answer]) -> None:
 
 def print_table(answers: list[Answer]) -> None:
     """Print a table with a row for each image."""
-    table = Table(Column("image", overflow="fold"), "label", "probability", "then")
+    several = any(prediction.scores[1:] for _, prediction in answers)
+    table = Table(Column("image", overflow="fold"), "label", "probability", *(["then"] if several else []))
     for source, prediction in answers:
         then = ", ".join(f"{score.label} {score.probability:.3f}" for score in prediction.scores[1:])
-        table.add_row(str(source.path), prediction.label, f"{prediction.probability:.3f}", then)
+        row = (str(source.path), prediction.label, f"{prediction.probability:.3f}")
+        table.add_row(*row, *([then] if several else []))
     width = None if sys.stdout.isatty() else 200
     Console(highlight=False, markup=False, emoji=False, width=width).print(table)  # paths and labels as they are
 

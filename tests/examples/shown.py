@@ -10,18 +10,21 @@ CUT = "…"  # stands for any text in a line
 NUMBER = re.compile(
     r"(?P<photo>\bphotos/[\w/]+\.jpg)"
     r"|(?P<digest>\b[0-9a-f]{12,}\b)"
-    r"|(?P<size>\d[\d,]*(?= bytes)|\b\d+(?:\.\d+)?(?= (?:s|ms|us)\b)|\d+(?:\.\d+)?e[+-]\d+)"
+    r"|(?P<size>\d[\d,]*(?= bytes)|\b\d+(?:\.\d+)?(?= (?:s|ms|us)\b)|\d+(?:\.\d+)?e[+-]\d+"
+    r"|\d+(?= of \d| images gained\b| lost\b)|\d+\.\d+(?=%)|(?<=McNemar's p )[\d.]+|(?<=differ by up to )[\d.]+)"
+    r"|(?P<share>\b[01]\.\d+)"
     r"|(?P<number>\d+(?:\.\d+)?)"
 )
 DIGEST = re.compile(r"\bsha256:([0-9a-f]{12})")
-SHARE, STEP = 0.1, 0.05  # how much a number may differ: relative to it, and in addition
+NEAR = {"share": (0, 0.3), "number": (0.1, 0.05)}  # how much a number may differ: relative to it, and in addition
 
 
 def list_differences(shown: str, real: str) -> list[str]:
     """List the lines of an output that are not as shown.
 
-    Sizes, times, digests, rounding errors and photos may have any value, other numbers nearly the shown one. Spaces do
-    not count.
+    Another processor rounds differently, and few photos make a training chaotic. So sizes, times, digests, rounding
+    errors, photos and counts of images may have any value, shares such as accuracies may differ by 0.3, and other
+    numbers a little. Spaces do not count.
 
     Args:
         shown: The output on the page.
@@ -116,7 +119,7 @@ def _fits(shown: str, real: str, exact: bool = True) -> bool:
     if _blank(shown) != _blank(real):
         return False
     pairs = zip(NUMBER.finditer(shown), NUMBER.finditer(real), strict=True)
-    return not exact or all(_is_near(float(a["number"]), float(b["number"])) for a, b in pairs if a["number"])
+    return not exact or all(_is_near(one, other) for one, other in pairs)
 
 
 def _blank(line: str) -> str:
@@ -124,8 +127,12 @@ def _blank(line: str) -> str:
     return "".join(NUMBER.sub(lambda number: f"<{number.lastgroup}>", line).split())
 
 
-def _is_near(shown: float, real: float) -> bool:
-    return abs(shown - real) <= SHARE * abs(shown) + STEP
+def _is_near(shown: re.Match[str], real: re.Match[str]) -> bool:
+    kind = shown.lastgroup or ""
+    if kind not in NEAR:
+        return True
+    relative, step = NEAR[kind]
+    return abs(float(shown[0]) - float(real[0])) <= relative * float(shown[0]) + step
 
 
 def _join(lines: list[str]) -> str:

@@ -48,7 +48,7 @@ def test_a_page_runs_in_one_shell_and_numbers_may_differ_a_little(tmp_path: Path
 @pytest.mark.parametrize(
     ("shown", "changed", "found"),
     [
-        ("0.9500 of", "0.8000 of", "line 13"),
+        ("0.9500 of", "0.6400 of", "line 13"),
         ("of 80 images", "of 80 photos", "line 13"),
         ("...", "never printed", "line 13"),
         ("page\n```\n", "pages\n```\n", "line 27"),
@@ -102,6 +102,13 @@ def test_a_page_is_renewed_and_keeps_what_it_leaves_out(tmp_path: Path) -> None:
         ("exit code 1", "exit code 0", False),
         ("version 2", "version 3", False),
         ("0.5", "nan", False),
+        ("accuracy 0.8250 of 80", "accuracy 0.6375 of 80", True),
+        ("accuracy 0.8250 of 80", "accuracy 0.5000 of 80", False),
+        ("accuracy 0.8250 of 80", "accuracy 0.8250 of 90", False),
+        ("14 of 80 change (17.50%)", "29 of 80 change (36.25%)", True),
+        ("1 images gained, 22 lost, McNemar's p 5.72e-06", "9 images gained, 2 lost, McNemar's p 0.034", True),
+        ("probabilities differ by up to 0.97 (limit 0.001", "probabilities differ by up to 1 (limit 0.001", True),
+        ("--max-changed 2%", "--max-changed 3%", False),
         ("a\n...\nb\n...\nc", "a\nb\nc", True),
         ("a\n...\nb\n...\nc", "a\nx\nb\nc", True),
         ("a\n...\nb\n...\nc", "a\nx\nc", False),
