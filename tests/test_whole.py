@@ -7,17 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from benchmarks.measurements import MEASUREMENTS
 from docs.tables.documents import MEASURED
-from docs.tables.measured import newest, results
+from docs.tables.measured import newest
 from docs.tables.measured.benchmarks import BENCHMARKS
-from docs.tables.measured.results import find_result, read_result
 
 ROOT = Path(__file__).parents[1]
 PLANNED = "speed.scaling"  # computes from figures of `evalmode bench`, and measures nothing
@@ -96,27 +94,8 @@ def test_every_benchmark_that_can_miss_a_requirement_documents_its_exit_code() -
 OVERLOAD = {"goodput_of_capacity": 0.96}
 
 
-@pytest.mark.parametrize(
-    ("name", "older", "today", "show"),
-    [
-        ("false-alarms", [{"alarms": []}], {"runs": [{"alarms": []}]}, newest.describe_alarms),
-        ("overload", OVERLOAD, {"overloads": [OVERLOAD]}, newest.describe_overload),
-    ],
-)
-def test_results_without_a_stamp_and_those_of_today_are_shown_alike(
-    name: str,
-    older: object,
-    today: dict[str, Any],
-    show: Callable[..., str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    monkeypatch.setattr(results, "RESULTS", tmp_path)
-    shown = []
-    for date, content in (("2026-11-26", older), ("2026-12-01", {"stamp": {}, "arguments": {}, **today})):
-        (tmp_path / f"{date}-{name}.json").write_text(json.dumps(content))
-        shown.append(show([read_result(find_result(name))]))
-    assert shown[0] == shown[1]
+def test_results_of_one_overload_and_of_several_are_shown_alike() -> None:
+    assert newest.describe_overload([OVERLOAD]) == newest.describe_overload([{"overloads": [OVERLOAD]}])
 
 
 class Clone:

@@ -38,10 +38,10 @@ def read_result(path: Path) -> dict[str, Any]:
     """Read a result.
 
     Args:
-        path: The file. Of older ones, which are a list, the runs are under the key "runs".
+        path: The file.
     """
-    found: Any = json.loads(path.read_text())
-    return found if isinstance(found, dict) else {"runs": found}
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def cite(document: str, *names: str) -> str:
