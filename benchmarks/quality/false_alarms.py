@@ -38,15 +38,15 @@ from evalmode.certification.verdicts import examine
 from evalmode.runtime.loading import load_artifact
 
 EMULATED = 5
-LOAD = "from evalmode.runtime.loading import load_model"
-REPLAY = f"""
+LOADS = "evalmode.runtime.loading"
+REPLAY = """
 import json, sys
 import numpy as np
-{LOAD}
+from evalmode.runtime.loading import load_model
 model = load_model(sys.argv[1])
 certificate = model.manifest.certificate
 difference = np.abs(model.run(certificate.inputs)["logits"] - certificate.outputs["logits"]).max()
-print(json.dumps({{"invariant": model.batch_invariant, "difference": float(difference)}}))
+print(json.dumps({"invariant": model.batch_invariant, "difference": float(difference)}))
 """
 
 
@@ -96,12 +96,10 @@ def check_emulator(emulator: list[str]) -> None:
     Raises:
         SystemExit: It does not.
     """
-    done = subprocess.run([*emulator, sys.executable, "-c", LOAD], capture_output=True, text=True)
+    done = subprocess.run([*emulator, sys.executable, "-c", f"import {LOADS}"], capture_output=True, text=True)
     if done.returncode:
         why = done.stderr.strip().rpartition("\n")[2]
-        sys.exit(
-            f"--qemu {shlex.join(emulator)} cannot import evalmode.runtime.loading: {why}; emulate another processor"
-        )
+        sys.exit(f"--qemu {shlex.join(emulator)} cannot import {LOADS}: {why}; emulate another processor")
 
 
 def main() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from docs.tables.measured.newest import describe_alarms
 from docs.tables.measured.results import find_result, read_result
 
 KINDS = ("float32", "int8")
@@ -24,12 +25,12 @@ def show_hostile_files() -> str:
 
 def show_false_alarms() -> str:
     """Say how many exports of small networks were refused, and how far an emulated processor was off."""
-    runs = read_result(find_result("false-alarms"))["runs"]
-    emulated = {kind: [run[kind] for run in runs if run.get(kind, {}).get("emulated")] for kind in KINDS}
+    result = read_result(find_result("false-alarms"))
+    emulated = {kind: [one for one in _list_artifacts(result, kind) if one.get("emulated")] for kind in KINDS}
     differences = {kind: max(one["emulated"]["difference"] for one in found) for kind, found in emulated.items()}
     share = max(one["emulated"]["difference"] / one["tolerance"] for found in emulated.values() for one in found)
     return (
-        f"{_count_alarms(runs)} {sum(map(len, emulated.values()))} artifacts were replayed on the emulated processor, "
+        f"{_describe(result)} {sum(map(len, emulated.values()))} artifacts were replayed on the emulated processor, "
         f"too. Logits differed by at most {differences['float32']:.2g} as float32 and {differences['int8']:.2g} as "
         f"int8, which is at most {share:.2f} of the tolerance.\n"
     )
@@ -37,13 +38,14 @@ def show_false_alarms() -> str:
 
 def show_false_alarms_of_photos() -> str:
     """Say how many exports of classifiers of photos were refused."""
-    return _count_alarms(read_result(find_result("false-alarms-photos"))["runs"]) + "\n"
+    return _describe(read_result(find_result("false-alarms-photos"))) + "\n"
 
 
-def _count_alarms(runs: Iterable[Mapping[str, Any]]) -> str:
-    exports = list(runs)
-    artifacts = [run[kind] for run in exports for kind in KINDS if kind in run]
-    return (
-        f"**{sum(len(run['alarms']) for run in exports)} false alarms** in {len(exports)} exports; "
-        f"{sum(one['invariant'] for one in artifacts)} of {len(artifacts)} artifacts give the same bits in every batch."
-    )
+def _list_artifacts(result: Mapping[str, Any], *kinds: str) -> list[dict[str, Any]]:
+    return [run[kind] for run in result["runs"] for kind in kinds if kind in run]
+
+
+def _describe(result: dict[str, Any]) -> str:
+    artifacts = _list_artifacts(result, *KINDS)
+    equal = sum(one["invariant"] for one in artifacts)
+    return f"**{describe_alarms([result])}**; {equal} of {len(artifacts)} artifacts give the same bits in every batch."
